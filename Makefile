@@ -1,0 +1,58 @@
+# Every target works on a fresh machine with Python >= 3.11 and pip: it makes .venv once and then runs.
+#   make demo     train a tiny cascade, sample the shipped one, write out/demo/report.html
+#   make test     the whole test suite
+#   make lint     ruff and mypy
+#   make format   let ruff rewrite the sources
+#   make clean    remove .venv, caches and out/
+
+PYTHON  ?= python3
+# Worker processes of the tests. Each runs torch on one thread, so this is also the number of busy cores.
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+VENV_PYTHON := .venv/bin/python
+# pip talks on a terminal, where somebody waits for a download, and is quiet elsewhere.
+PIP_INSTALL := $(VENV_PYTHON) -m pip install --disable-pip-version-check --no-input --no-compile \
+               $(if $(MAKE_TERMOUT),,--quiet) --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: .venv/.core
+	$(VENV_PYTHON) -m cascaded_diffusion demo
+
+test: .venv/.dev
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+lint: .venv/.dev
+	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m ruff format --check .
+	$(VENV_PYTHON) -m mypy
+
+format: .venv/.dev
+	$(VENV_PYTHON) -m ruff check --fix .
+	$(VENV_PYTHON) -m ruff format .
+
+clean:
+	rm -rf .venv out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -exec rm -rf {} +
+
+# A stamp tells that its dependencies are installed from the pins as they now stand. The build backend is pinned too,
+# hence no build isolation, which would fetch whatever version is newest.
+.venv/.core: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "cascaded-diffusion needs Python >= 3.11; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)." \
+	       "Name another one with: make PYTHON=python3.12" >&2; exit 2; }
+	@$(VENV_PYTHON) -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	@echo "Installing the pinned dependencies into .venv (a minute or two, only this once)"
+	@$(PIP_INSTALL) flit_core
+	@$(PIP_INSTALL) --no-build-isolation --editable .
+	@touch $@
+
+.venv/.dev: .venv/.core
+	@echo "Installing the development tools into .venv"
+	@$(PIP_INSTALL) --no-build-isolation --editable '.[dev]'
+	@touch $@

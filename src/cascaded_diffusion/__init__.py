@@ -1,0 +1,84 @@
+"""Cascaded diffusion models: train, chain and sample.
+
+The public names below are imported when first used, so that ``import cascaded_diffusion`` is quick and does not load torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from cascaded_diffusion.version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from cascaded_diffusion.cascade.chain import Cascade as Cascade
+    from cascaded_diffusion.cascade.chain import CascadeStep as CascadeStep
+    from cascaded_diffusion.cascade.sampling import SamplingConfig as SamplingConfig
+    from cascaded_diffusion.cascade.stage import Stage as Stage
+    from cascaded_diffusion.cascade.stage import StageConfig as StageConfig
+    from cascaded_diffusion.conditioning.augmentation import ConditioningConfig as ConditioningConfig
+    from cascaded_diffusion.conditioning.augmentation import blur_3x3 as blur_3x3
+    from cascaded_diffusion.conditioning.augmentation import diffuse_to as diffuse_to
+    from cascaded_diffusion.data.prepare import prepare as prepare
+    from cascaded_diffusion.data.prepared import PreparedData as PreparedData
+    from cascaded_diffusion.diffusion.denoiser import Diffusion as Diffusion
+    from cascaded_diffusion.diffusion.denoiser import DiffusionConfig as DiffusionConfig
+    from cascaded_diffusion.diffusion.grid import sampling_grid as sampling_grid
+    from cascaded_diffusion.diffusion.samplers import ancestral as ancestral
+    from cascaded_diffusion.diffusion.samplers import ddim as ddim
+    from cascaded_diffusion.diffusion.samplers import dpmpp_2m as dpmpp_2m
+    from cascaded_diffusion.diffusion.samplers import heun as heun
+    from cascaded_diffusion.diffusion.schedule import Schedule as Schedule
+    from cascaded_diffusion.diffusion.schedule import ScheduleConfig as ScheduleConfig
+    from cascaded_diffusion.errors import UserError as UserError
+    from cascaded_diffusion.interop.guided_diffusion import load_guided_diffusion as load_guided_diffusion
+    from cascaded_diffusion.networks.unet import NetworkConfig as NetworkConfig
+    from cascaded_diffusion.networks.unet import UNet as UNet
+    from cascaded_diffusion.recipes.recipe import Recipe as Recipe
+    from cascaded_diffusion.recipes.recipe import load_recipe as load_recipe
+    from cascaded_diffusion.training.config import TrainingConfig as TrainingConfig
+    from cascaded_diffusion.training.loop import train as train
+
+_HOMES = {
+    "Cascade": "cascade.chain",
+    "CascadeStep": "cascade.chain",
+    "ConditioningConfig": "conditioning.augmentation",
+    "Diffusion": "diffusion.denoiser",
+    "DiffusionConfig": "diffusion.denoiser",
+    "NetworkConfig": "networks.unet",
+    "PreparedData": "data.prepared",
+    "Recipe": "recipes.recipe",
+    "SamplingConfig": "cascade.sampling",
+    "Schedule": "diffusion.schedule",
+    "ScheduleConfig": "diffusion.schedule",
+    "Stage": "cascade.stage",
+    "StageConfig": "cascade.stage",
+    "TrainingConfig": "training.config",
+    "UNet": "networks.unet",
+    "UserError": "errors",
+    "ancestral": "diffusion.samplers",
+    "blur_3x3": "conditioning.augmentation",
+    "ddim": "diffusion.samplers",
+    "diffuse_to": "conditioning.augmentation",
+    "dpmpp_2m": "diffusion.samplers",
+    "heun": "diffusion.samplers",
+    "load_guided_diffusion": "interop.guided_diffusion",
+    "load_recipe": "recipes.recipe",
+    "prepare": "data.prepare",
+    "sampling_grid": "diffusion.grid",
+    "train": "training.loop",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604 - all of them are strings
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Stages, chains of them, and sampling from both."""

@@ -1,0 +1,386 @@
+"""A cascade: stages in a chain, from a class to an image."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Literal, NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cascaded_diffusion.cascade.generate import sample_stage, stage_evaluations, stage_grids
+from cascaded_diffusion.cascade.manifest import CascadeManifest, check_chain, schedules_agree, verify_stage
+from cascaded_diffusion.cascade.sampling import SamplingConfig
+from cascaded_diffusion.cascade.save import write_cascade
+from cascaded_diffusion.cascade.settings import Choice, Requests, resolve_settings, stop_for
+from cascaded_diffusion.cascade.stage import Stage
+from cascaded_diffusion.diffusion.samplers import Step
+from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.pixels import to_float, to_uint8
+from cascaded_diffusion.precision import autocast
+
+__all__ = ["Cascade", "CascadeStep", "Plan", "packaged_cascades"]
+
+
+class CascadeStep(NamedTuple):
+    """What a callback of :meth:`Cascade.sample` sees: the stage, its sampler's step, and which samples these are."""
+
+    stage: str
+    step: Step
+    samples: Tensor
+
+
+class Plan(NamedTuple):
+    """What a call of :meth:`Cascade.sample` will do: the stages that run, and their settings."""
+
+    stages: tuple[Stage, ...]
+    settings: dict[str, SamplingConfig]
+
+    def stop(self, position: int) -> float:
+        """The time at which the stage at ``position`` stops."""
+        above = self.stages[position + 1] if position + 1 < len(self.stages) else None
+        return stop_for(above, self.settings)
+
+    def steps(self) -> dict[str, int]:
+        """Sampler steps an image, for every stage."""
+        return {
+            stage.name: sum(len(g) - 1 for g in stage_grids(stage, self.settings[stage.name], self.stop(i)))
+            for i, stage in enumerate(self.stages)
+        }
+
+    def describe(self) -> str:
+        """The settings in words, such as ``base16 ddim 20 steps; sr32 ddim 10 steps, nontruncated s=0.1``."""
+        parts = []
+        for stage in self.stages:
+            settings = self.settings[stage.name]
+            words = [f"{stage.name} {settings.sampler} {settings.steps} steps"]
+            if settings.augmentation != "none":
+                words.append(f"{settings.augmentation} s={settings.s:g}")
+            if settings.guidance != 1:
+                words.append(f"guidance {settings.guidance:g}")
+            parts.append(", ".join(words))
+        return "; ".join(parts)
+
+    def evaluations(self) -> dict[str, int]:
+        """Network evaluations an image, for every stage."""
+        return {
+            stage.name: stage_evaluations(stage, self.settings[stage.name], self.stop(i))
+            for i, stage in enumerate(self.stages)
+        }
+
+
+def packaged_cascades() -> dict[str, Path]:
+    """The cascades that come with the package, by name."""
+    folder = Path(str(resources.files("cascaded_diffusion"))) / "pretrained"
+    return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()} if folder.is_dir() else {}
+
+
+class Cascade:
+    """A chain of trained stages.
+
+    Attributes:
+        stages: name to :class:`Stage`, in order.
+        defaults: name to the stage's default sampling settings in this cascade.
+        truncated: name to whether the stage below can be stopped at s for this one.
+        classes: number of classes, or ``None``.
+        class_names: their names, or ``None``.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        *,
+        defaults: Mapping[str, SamplingConfig] | None = None,
+        no_truncated: bool = False,
+        provenance: Mapping[str, Mapping[str, object]] | None = None,
+    ) -> None:
+        """Chain stages that are in memory.
+
+        Args:
+            stages: in order, the base first.
+            defaults: sampling settings that differ from those in the stages' own configurations.
+            no_truncated: accept SR stages trained with another schedule than the stage below has.
+            provenance: for each stage, where its weights come from.
+
+        Raises:
+            UserError: stages that do not chain, both named.
+        """
+        configs = [stage.config for stage in stages]
+        check_chain(configs, truncated=not no_truncated)
+        self.stages = {stage.name: stage for stage in stages}
+        self.defaults = {name: stage.config.sampling for name, stage in self.stages.items()} | dict(defaults or {})
+        self.truncated = {c.name: False for c in configs} | {
+            high.name: schedules_agree(low, high) for low, high in zip(configs, configs[1:], strict=False)
+        }
+        self.classes = configs[0].classes
+        self.class_names = configs[0].class_names
+        self.provenance = {stage.name: dict((provenance or {}).get(stage.name, {})) for stage in stages}
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> Self:
+        """Open a cascade: a packaged name (which wins) or a folder.
+
+        Raises:
+            UserError: no such cascade, or a file of it is missing, changed or does not fit.
+        """
+        packaged = packaged_cascades()
+        folder = packaged.get(str(name), Path(name))
+        if not folder.is_dir():
+            close = difflib.get_close_matches(str(name), list(packaged), n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise UserError(
+                f"cascade: {str(name)!r} is neither a folder nor packaged ({', '.join(packaged) or 'none'}){hint}"
+            )
+        manifest = CascadeManifest.read(folder)
+        stages = []
+        for entry in manifest.stages:
+            verify_stage(folder / entry.folder, entry)
+            stages.append(Stage.load(folder / entry.folder))
+            if stages[-1].name != entry.name:
+                raise UserError(
+                    f"{folder / entry.folder}: its config.json is that of {stages[-1].name}, not {entry.name}"
+                )
+        return cls._from_manifest(manifest, stages)
+
+    @classmethod
+    def _from_manifest(cls, manifest: CascadeManifest, stages: Sequence[Stage]) -> Self:
+        cascade = cls(
+            stages,
+            defaults={entry.name: entry.sampling for entry in manifest.stages},
+            no_truncated=True,
+            provenance={entry.name: entry.provenance for entry in manifest.stages},
+        )
+        for entry in manifest.stages:
+            cascade.truncated[entry.name] = cascade.truncated[entry.name] and entry.truncated
+        return cascade
+
+    def save_pretrained(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+        """Write the cascade to a folder that does not exist yet or is empty. ``dtype`` float16 halves the weights."""
+        entries = [
+            (stage, self.defaults[name], self.truncated[name], self.provenance[name])
+            for name, stage in self.stages.items()
+        ]
+        write_cascade(Path(path), entries, dtype=dtype)
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move every stage to a device."""
+        for stage in self.stages.values():
+            stage.network.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first stage is."""
+        return next(next(iter(self.stages.values())).network.parameters()).device
+
+    def class_ids(self, classes: Sequence[int | str] | None) -> list[int] | None:
+        """Class ids from ids and names; all for ``None``; ``None`` for a cascade without classes.
+
+        A string is a class's name first and an id second.
+        """
+        if self.classes is None:
+            if classes is not None:
+                raise UserError(
+                    f"classes: this cascade has no classes, {', '.join(map(str, classes))} cannot be asked for"
+                )
+            return None
+        if classes is None:
+            return list(range(self.classes))
+        if not classes:
+            raise UserError(f"classes: none given; allowed: 0 to {self.classes - 1} or a class's name")
+        return [self._class_id(value) for value in classes]
+
+    def _class_id(self, value: int | str) -> int:
+        assert self.classes is not None
+        names = list(self.class_names or [])
+        if isinstance(value, str) and value in names:
+            return names.index(value)
+        text = str(value).strip()
+        if text.isascii() and text.isdigit() and int(text) < self.classes:
+            return int(text)
+        close = difflib.get_close_matches(text, names, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        known = f" or one of {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}" if names else ""
+        raise UserError(f"classes: {value!r} is not a class; allowed: 0 to {self.classes - 1}{known}{hint}")
+
+    def plan(
+        self,
+        *,
+        steps: Choice = None,
+        sampler: Choice = None,
+        augmentation: Choice = None,
+        s: Choice = None,
+        guidance: Choice = None,
+        start_stage: str | None = None,
+        until: str | None = None,
+    ) -> Plan:
+        """Check what is asked of the stages, before any work. Arguments as in :meth:`sample`."""
+        names = list(self.stages)
+        for what, name in (("start_stage", start_stage), ("until", until)):
+            if name is not None and name not in names:
+                raise UserError(f"{what}: no stage {name!r} in this cascade; allowed: {', '.join(names)}")
+        first = names.index(start_stage) if start_stage else 0
+        last = names.index(until) if until else len(names) - 1
+        if last < first:
+            raise UserError(f"until: {until} comes before the start stage {start_stage}")
+        stages = tuple(self.stages[name] for name in names[first : last + 1])
+        requests = Requests(steps=steps, sampler=sampler, augmentation=augmentation, s=s, guidance=guidance)
+        return Plan(stages, resolve_settings(stages, self.defaults, requests, truncated=self.truncated))
+
+    def sample(
+        self,
+        num: int | None = None,
+        classes: Sequence[int | str] | None = None,
+        *,
+        steps: Choice = None,
+        sampler: Choice = None,
+        augmentation: Choice = None,
+        s: Choice = None,
+        guidance: Choice = None,
+        seed: int = 0,
+        batch_size: int | Literal["auto"] = 64,
+        low_res: np.ndarray | None = None,
+        start_stage: str | None = None,
+        until: str | None = None,
+        return_stages: bool = False,
+        callback: Callable[[CascadeStep], None] | None = None,
+        precision: Literal["auto", "fp32", "bf16"] = "fp32",
+    ) -> np.ndarray | dict[str, np.ndarray]:
+        """Sample images: uint8 (N, H, W, C), or with ``return_stages`` a dict of such arrays by stage name.
+
+        Sample i has the same label and noise whatever the batch size, so the first images of a longer run are the same.
+
+        Args:
+            num: how many; sample i has class i mod K of those chosen. Default: one of each.
+            classes: ids or names; default all.
+            steps, sampler, augmentation, s, guidance: one value for all stages that it means something to, or a dict by stage
+                name; default: what the cascade recommends. A strength s > 0 on a stage whose default is no augmentation means
+                ``nontruncated``.
+            seed: of labels' noise; equal seeds give equal images.
+            batch_size: samples that are worked on at once; ``auto`` starts with 64 and halves when memory runs out.
+            low_res: uint8 (N, r, r, C) images for ``start_stage`` to enlarge. ``classes`` then are theirs in turn; left out,
+                they are enlarged without class where the stages have learned that.
+            start_stage: the SR stage to start from, with ``low_res``; default the first SR stage.
+            until: the last stage to run.
+            return_stages: give every stage's images; of a stage that was stopped at s, its prediction of z_0.
+            callback: called after every step of every stage.
+            precision: of the networks: fp32, bf16 autocast, or auto for bf16 where the hardware computes in it.
+
+        Raises:
+            UserError: anything asked for that the cascade cannot do, before any work.
+        """
+        if low_res is not None and start_stage is None and len(self.stages) > 1:
+            start_stage = list(self.stages)[1]
+        plan = self.plan(
+            steps=steps,
+            sampler=sampler,
+            augmentation=augmentation,
+            s=s,
+            guidance=guidance,
+            start_stage=start_stage,
+            until=until,
+        )
+        labels = torch.from_numpy(self.sample_labels(plan, num=num, classes=classes, low_res=low_res))
+        size = 64 if batch_size == "auto" else int(batch_size)
+        if size < 1:
+            raise UserError(f"batch_size: {batch_size!r} is not allowed; give a number from 1, or auto")
+        self._check_low_res(plan, low_res)
+        parts: list[dict[str, np.ndarray]] = []
+        start = 0
+        while start < len(labels):
+            index = torch.arange(start, min(start + size, len(labels)))
+            try:
+                with autocast(precision, self.device):
+                    parts.append(self._sample_batch(plan, index, labels, low_res, seed, callback))
+            except torch.OutOfMemoryError:
+                if batch_size != "auto" or size == 1:
+                    raise RuntimeError(
+                        f"out of memory with {size} samples at once; a smaller batch size needs less, auto finds one"
+                    ) from None
+                size //= 2
+                continue
+            start += len(index)
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return joined if return_stages else joined[plan.stages[-1].name]
+
+    def sample_labels(
+        self,
+        plan: Plan,
+        *,
+        num: int | None = None,
+        classes: Sequence[int | str] | None = None,
+        low_res: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """The class of every sample that :meth:`sample` would make with these arguments: int64 (N,), -1 without class."""
+        ids = self.class_ids(classes)
+        if low_res is not None:
+            if num is not None and num != len(low_res):
+                raise UserError(f"num: {num} does not fit the {len(low_res)} images given; leave it out")
+            if ids is not None and classes is None:
+                _refuse_without_class(plan)
+                ids = None
+            num = len(low_res)
+        ids = [-1] if ids is None else ids
+        count = len(ids) if num is None else num
+        if count < 1:
+            raise UserError(f"num: {count} is not allowed; give a number from 1")
+        return np.array(ids, np.int64)[np.arange(count) % len(ids)]
+
+    def _check_low_res(self, plan: Plan, low_res: np.ndarray | None) -> None:
+        first = plan.stages[0]
+        conditioning = first.config.conditioning
+        if conditioning is None:
+            if low_res is not None:
+                raise UserError(f"low_res: {first.name} is a base stage and takes no images")
+            return
+        side, channels = conditioning.low_resolution, first.config.channels
+        if low_res is None:
+            raise UserError(f"start_stage: {first.name} needs images of {side} pixels to start from")
+        if low_res.dtype != np.uint8 or low_res.shape[1:] != (side, side, channels):
+            raise UserError(
+                f"low_res: {low_res.dtype} {low_res.shape} does not fit {first.name}; allowed: uint8 (N, {side}, {side}, {channels})"
+            )
+
+    def _sample_batch(
+        self,
+        plan: Plan,
+        index: Tensor,
+        labels: Tensor,
+        low_res: np.ndarray | None,
+        seed: int,
+        callback: Callable[[CascadeStep], None] | None,
+    ) -> dict[str, np.ndarray]:
+        images: dict[str, np.ndarray] = {}
+        device = self.device
+        carried = None if low_res is None else to_float(low_res[index.numpy()], device)
+        batch_labels = labels[index].to(device)
+        for position, stage in enumerate(plan.stages):
+
+            def watch(step: Step, name: str = stage.name) -> None:
+                if callback is not None:
+                    callback(CascadeStep(name, step, index))
+
+            output = sample_stage(
+                stage,
+                plan.settings[stage.name],
+                index=index,
+                labels=batch_labels if stage.config.classes is not None else None,
+                low_res=carried,
+                seed=seed,
+                stop=plan.stop(position),
+                callback=watch,
+            )
+            images[stage.name] = to_uint8(output.x0)
+            # Only a truncated stage above takes z_s; the others get an image, as in training.
+            carried = output.x if plan.stop(position) > 0 else output.x0
+        return images
+
+
+def _refuse_without_class(plan: Plan) -> None:
+    for stage in plan.stages:
+        if stage.config.classes is not None and stage.config.training.class_dropout == 0:
+            raise UserError(f"classes: {stage.name} needs the class of the images it enlarges; name it with classes")

@@ -1,0 +1,142 @@
+"""Running one stage: from noise (and a low-resolution image) to an image."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cascaded_diffusion.cascade.sampling import SamplingConfig
+from cascaded_diffusion.cascade.stage import Stage
+from cascaded_diffusion.conditioning.augmentation import ConditionedImage, condition_for_sampling
+from cascaded_diffusion.diffusion.grid import extension_grid, sampling_grid
+from cascaded_diffusion.diffusion.process import q_sample
+from cascaded_diffusion.diffusion.samplers import SAMPLERS, Callback, Denoiser, NoiseSource, Step, evaluations
+from cascaded_diffusion.diffusion.schedule import Level
+from cascaded_diffusion.randomness import normal
+
+__all__ = ["StageOutput", "sample_stage", "stage_evaluations", "stage_grids"]
+
+
+class StageOutput(NamedTuple):
+    """What a stage hands on, and what a person looks at: the same image unless the stage was stopped at s > 0."""
+
+    x: Tensor
+    """(N, C, R, R): the image, or z_s."""
+    x0: Tensor
+    """(N, C, R, R) in [-1, 1]: the image, or the last prediction of it."""
+
+
+def stage_grids(stage: Stage, settings: SamplingConfig, stop: float = 0.0) -> list[list[Level]]:
+    """The grids that sampling walks, one after the other: one, or two with the sampling-step extension."""
+    schedule = stage.diffusion.schedule
+    grid = sampling_grid(schedule, settings.steps, stop=stop, endpoints=settings.endpoints)
+    if not settings.extension:
+        return [grid]
+    full = sampling_grid(schedule, settings.steps, endpoints=settings.endpoints)
+    return [full, extension_grid(schedule, grid)]
+
+
+def stage_evaluations(stage: Stage, settings: SamplingConfig, stop: float = 0.0) -> int:
+    """Network evaluations (NFE) an image; guidance, which doubles their cost, is not counted."""
+    return sum(evaluations(settings.sampler, grid) for grid in stage_grids(stage, settings, stop))
+
+
+def _conditioning(
+    stage: Stage, settings: SamplingConfig, low_res: Tensor | None, seed: int, index: Tensor
+) -> ConditionedImage | None:
+    conditioning = stage.config.conditioning
+    if conditioning is None:
+        return None
+    if low_res is None:
+        raise ValueError(f"{stage.name} needs low-resolution images")
+    noise = None
+    if settings.augmentation == "nontruncated":
+        noise = normal(seed, f"sampling/{stage.name}/condition", index.to(low_res.device), low_res.shape[1:])
+    return condition_for_sampling(
+        conditioning, stage.low_schedule, low_res, mode=settings.augmentation, s=settings.s, noise=noise
+    )
+
+
+@torch.no_grad()
+def sample_stage(
+    stage: Stage,
+    settings: SamplingConfig,
+    *,
+    index: Tensor,
+    labels: Tensor | None = None,
+    low_res: Tensor | None = None,
+    seed: int = 0,
+    stop: float = 0.0,
+    callback: Callback | None = None,
+) -> StageOutput:
+    """Sample one stage for one batch.
+
+    Args:
+        stage: the stage, on its device.
+        settings: sampler, steps, guidance, and for an SR stage the augmentation mode and s.
+        index: int64 (N,), global sample indices; sample i has the same noise whatever the batch.
+        labels: int64 (N,) or ``None``.
+        low_res: SR stages: (N, C, r, r); z_s itself if ``settings.augmentation`` is ``truncated``.
+        seed: the sample's seed.
+        stop: time at which to stop, for a truncated stage above.
+        callback: called after every step.
+    """
+    device = next(stage.network.parameters()).device
+    index = index.to(device)
+    condition = _conditioning(stage, settings, low_res, seed, index)
+    network = stage.network_call(
+        labels=labels,
+        low_res=None if condition is None else condition.image,
+        s=None if condition is None else condition.s,
+        guidance=settings.guidance,
+    )
+    denoise = stage.diffusion.denoiser(network, clip=settings.clip, percentile=settings.dynamic_threshold)
+    shape = (stage.config.channels, stage.config.resolution, stage.config.resolution)
+    grids = stage_grids(stage, settings, stop)
+    x = normal(seed, f"sampling/{stage.name}/init", index, shape)
+    x0 = torch.zeros_like(x)  # what is known of the image before any step
+    total = sum(len(grid) - 1 for grid in grids)
+    done = 0
+    for part, grid in enumerate(grids):
+        if part == 1:
+            renoise = normal(seed, f"sampling/{stage.name}/extension", index, shape)
+            x = q_sample(x, renoise, grid[0].alpha_bar)
+        x, x0 = _walk(
+            stage, settings, denoise, x, x0, grid, _noise(stage, seed, index, shape, part), done, total, callback
+        )
+        done += len(grid) - 1
+    finished = grids[-1][-1].alpha_bar == 1
+    return StageOutput(x, (x if finished else x0).clamp(-1, 1))
+
+
+def _noise(stage: Stage, seed: int, index: Tensor, shape: tuple[int, int, int], part: int) -> NoiseSource:
+    purpose = f"sampling/{stage.name}/steps" + ("/extension" if part else "")
+    return lambda i: normal(seed, purpose, index, shape, step=i)
+
+
+def _walk(
+    stage: Stage,
+    settings: SamplingConfig,
+    denoise: Denoiser,
+    x: Tensor,
+    x0: Tensor,
+    grid: list[Level],
+    noise: NoiseSource,
+    done: int,
+    total: int,
+    callback: Callback | None,
+) -> tuple[Tensor, Tensor]:
+    latest = x0
+
+    def watch(step: Step) -> None:
+        nonlocal latest
+        latest = step.x0
+        if callback is not None:
+            callback(replace(step, index=done + step.index, total=total))
+
+    variance = stage.config.diffusion.variance
+    x = SAMPLERS[settings.sampler](denoise, x, grid, noise=noise, callback=watch, variance=variance)
+    return x, latest

@@ -1,0 +1,143 @@
+"""``cascade.json``: which stages a cascade has, the hashes of their files, and how they are sampled by default."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from cascaded_diffusion.cascade.sampling import SamplingConfig
+from cascaded_diffusion.cascade.stage import CONFIG_FILE, WEIGHTS_FILE, StageConfig
+from cascaded_diffusion.config import StrictModel, explain
+from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.files import read_json, sha256_of
+
+__all__ = [
+    "MANIFEST_FILE",
+    "CascadeManifest",
+    "StageEntry",
+    "check_chain",
+    "schedules_agree",
+    "stage_hashes",
+    "verify_stage",
+]
+
+MANIFEST_FILE = "cascade.json"
+_STAGE_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+
+
+class StageEntry(StrictModel):
+    """One stage in ``cascade.json``."""
+
+    name: str = Field(description="The stage's name.")
+    folder: str = Field(description="Its folder, equal to its name.")
+    sha256: dict[str, str] = Field(description="SHA-256 of each of its files, checked when it is loaded.")
+    sampling: SamplingConfig = Field(description="Default sampling settings in this cascade.")
+    truncated: bool = Field(default=False, description="Whether the stage below can be stopped at s for this one.")
+    provenance: dict[str, Any] = Field(default_factory=dict, description="Where the weights come from.")
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if not re.fullmatch(r"(base|sr)[1-9][0-9]{0,3}", name):
+            raise ValueError(f"{name!r} is not a stage name; allowed: base<R> or sr<R>")
+        return name
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.folder != self.name:
+            raise ValueError(f"folder {self.folder!r} must equal the stage's name {self.name!r}")
+        if set(self.sha256) != set(_STAGE_FILES):
+            raise ValueError(f"sha256 must name exactly {', '.join(_STAGE_FILES)}")
+        return self
+
+
+class CascadeManifest(StrictModel):
+    """The content of ``cascade.json``."""
+
+    format_version: Literal[1] = 1
+    stages: tuple[StageEntry, ...] = Field(min_length=1, description="The stages in order, the base first.")
+    classes: int | None = Field(default=None, ge=1, description="Number of classes, or null.")
+    class_names: tuple[str, ...] | None = Field(default=None, description="Their names, if known.")
+    provenance: dict[str, Any] = Field(default_factory=dict, description="Who made it, with what.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"stages: {', '.join(names)} names one twice")
+        return self
+
+    @classmethod
+    def read(cls, folder: Path) -> CascadeManifest:
+        """Read and check ``cascade.json``; ``UserError`` names the key that is wrong."""
+        path = folder / MANIFEST_FILE
+        if not path.is_file():
+            raise UserError(f"{folder}: not a cascade (no {MANIFEST_FILE}); make one with cdm assemble")
+        try:
+            return cls.model_validate(read_json(path))
+        except ValidationError as error:
+            raise UserError(f"{path}: {explain(error)}") from None
+
+
+def stage_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of a stage folder's files."""
+    return {name: sha256_of(folder / name) for name in _STAGE_FILES}
+
+
+def verify_stage(folder: Path, entry: StageEntry) -> None:
+    """Compare a stage folder's files with their hashes; ``UserError`` names the file that is missing or differs."""
+    for name, expected in entry.sha256.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path}: missing from the cascade")
+        if sha256_of(path) != expected:
+            raise UserError(f"{path}: not the file that was assembled (its SHA-256 is not that in {MANIFEST_FILE})")
+
+
+def schedules_agree(low: StageConfig, high: StageConfig) -> bool:
+    """Whether s means the same to both stages: the SR stage was augmented with the schedule of the stage below."""
+    conditioning = high.conditioning
+    return conditioning is not None and conditioning.low_schedule == low.diffusion.noise_schedule
+
+
+def check_chain(configs: Sequence[StageConfig], *, truncated: bool = True) -> None:
+    """Refuse stages that do not form a cascade; the ``UserError`` names both stages and what differs.
+
+    Args:
+        configs: in order.
+        truncated: whether truncated sampling is wanted, which needs equal schedules.
+    """
+    base = configs[0]
+    if not base.is_base:
+        raise UserError(f"the first stage of a cascade is a base stage, {base.name} is not one")
+    for low, high in zip(configs, configs[1:], strict=False):
+        conditioning = high.conditioning
+        if conditioning is None:
+            raise UserError(f"{high.name}: a base stage can only be the first of a cascade, not after {low.name}")
+        if conditioning.low_resolution != low.resolution:
+            raise UserError(
+                f"{high.name} enlarges images of {conditioning.low_resolution} pixels, {low.name} makes {low.resolution}"
+            )
+        if high.channels != low.channels:
+            raise UserError(f"{high.name} has {high.channels} image channels, {low.name} has {low.channels}")
+        if high.classes is not None and (high.classes, high.class_names) != (base.classes, base.class_names):
+            raise UserError(
+                f"{high.name} has {_classes(high)}, {base.name} has {_classes(base)}; the classes of a cascade must agree"
+            )
+        if truncated and conditioning.augmentation == "gaussian" and not schedules_agree(low, high):
+            assert conditioning.low_schedule is not None  # settled by StageConfig
+            raise UserError(
+                f"{high.name} was trained for a stage below with schedule {conditioning.low_schedule.describe()}, {low.name} has "
+                f"{low.diffusion.noise_schedule.describe()}; --no-truncated gives up truncated sampling and assembles them"
+            )
+
+
+def _classes(config: StageConfig) -> str:
+    if config.classes is None:
+        return "no classes"
+    names = f" ({', '.join(config.class_names[:3])}, ...)" if config.class_names else ""
+    return f"{config.classes} classes{names}"

@@ -1,0 +1,182 @@
+"""What a person asks of the stages, checked against what each stage can do, before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from cascaded_diffusion.cascade.generate import stage_grids
+from cascaded_diffusion.cascade.sampling import SamplerName, SamplingConfig
+from cascaded_diffusion.cascade.stage import Stage
+from cascaded_diffusion.conditioning.augmentation import SAMPLING_MODES
+from cascaded_diffusion.config import explain
+from cascaded_diffusion.errors import UserError
+
+__all__ = ["Choice", "Requests", "resolve_settings", "stop_for"]
+
+Choice = Any
+"""One value for all stages, or a mapping from stage name to value."""
+
+
+@dataclass(frozen=True)
+class Requests:
+    """The settings a person gave; ``None`` means the stage's default."""
+
+    steps: Choice = None
+    sampler: Choice = None
+    augmentation: Choice = None
+    s: Choice = None
+    guidance: Choice = None
+
+
+def _gaussian(stage: Stage) -> bool:
+    conditioning = stage.config.conditioning
+    return conditioning is not None and conditioning.augmentation == "gaussian"
+
+
+def _can_guide(stage: Stage) -> bool:
+    return stage.config.classes is not None and stage.config.training.class_dropout > 0
+
+
+def _why_no_s(stage: Stage) -> str:
+    conditioning = stage.config.conditioning
+    what = "is a base stage" if conditioning is None else f"was trained with augmentation {conditioning.augmentation}"
+    return f"{stage.name} {what} and has no s"
+
+
+def _why_no_guidance(stage: Stage) -> str:
+    if stage.config.classes is None:
+        return f"{stage.name} has no classes to be guided by"
+    return f"{stage.name} was trained with training.class_dropout 0 and knows no unguided output"
+
+
+def _spread(
+    what: str,
+    choice: Choice,
+    stages: Sequence[Stage],
+    applies: Callable[[Stage], bool],
+    why_not: Callable[[Stage], str],
+    neutral: Any,
+) -> dict[str, Any]:
+    """A choice as stage name -> value. One value for all goes to the stages it can mean something to."""
+    names = [stage.name for stage in stages]
+    if choice is None:
+        return {}
+    if not isinstance(choice, Mapping):
+        able = [stage.name for stage in stages if applies(stage)]
+        if not able and choice != neutral:
+            raise UserError(f"{what}: {choice} has no effect here: {'; '.join(map(why_not, stages))}")
+        return dict.fromkeys(able, choice)
+    for name in choice:
+        if name not in names:
+            raise UserError(f"{what}: no stage {name!r} in use; allowed: {', '.join(names)}")
+    for stage in stages:
+        if stage.name in choice and not applies(stage) and choice[stage.name] != neutral:
+            raise UserError(f"{what}: {why_not(stage)}; remove {stage.name}={choice[stage.name]}")
+    return {stage.name: choice[stage.name] for stage in stages if stage.name in choice and applies(stage)}
+
+
+def _number(what: str, stage: Stage, value: Any, low: float, high: float) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise UserError(f"{what}: {value!r} for {stage.name} is not a number; allowed {low:g} to {high:g}") from None
+    if not low <= number <= high:
+        raise UserError(f"{what}: {value} for {stage.name} is out of range; allowed {low:g} to {high:g}")
+    return number
+
+
+def _one_of(what: str, stage: Stage, value: Any, allowed: Sequence[str]) -> str:
+    if value not in allowed:
+        raise UserError(f"{what}: {value!r} for {stage.name} is not known; allowed: {', '.join(allowed)}")
+    return str(value)
+
+
+def _augmentation(
+    stage: Stage, default: SamplingConfig, mode: Any, s: Any, *, why_not_truncated: str | None
+) -> dict[str, Any]:
+    """Settle mode and s of a gaussian stage."""
+    conditioning = stage.config.conditioning
+    assert conditioning is not None
+    settled = _one_of("augmentation", stage, mode, SAMPLING_MODES) if mode is not None else default.augmentation
+    if settled == "truncated" and why_not_truncated is not None:
+        if mode is not None:
+            raise UserError(
+                f"augmentation: truncated is not available, {stage.name} {why_not_truncated}; allowed: nontruncated, none"
+            )
+        settled = "nontruncated"
+    strength = default.s if s is None else _number("s", stage, s, 0, conditioning.s_max)
+    if settled == "none" and s is not None and strength > 0:
+        if mode is not None:
+            raise UserError(f"s: {strength:g} for {stage.name} does not go with augmentation none; allowed 0")
+        settled = "nontruncated"  # a strength was asked for, so it must act
+    return {"augmentation": settled, "s": 0.0 if settled == "none" else strength}
+
+
+def resolve_settings(
+    stages: Sequence[Stage],
+    defaults: Mapping[str, SamplingConfig],
+    requests: Requests,
+    *,
+    truncated: Mapping[str, bool],
+) -> dict[str, SamplingConfig]:
+    """The settings of every stage that will run.
+
+    Args:
+        stages: the stages that will run, in order; if the first is an SR stage, it starts from given images.
+        defaults: each stage's default settings in its cascade.
+        requests: what was asked for.
+        truncated: for each stage, whether the stage below it shares its schedule.
+
+    Raises:
+        UserError: anything asked for that a stage cannot do, with the value and what is allowed.
+    """
+
+    def always(stage: Stage) -> bool:
+        return True
+
+    steps = _spread("steps", requests.steps, stages, always, str, None)
+    samplers = _spread("sampler", requests.sampler, stages, always, str, None)
+    modes = _spread("augmentation", requests.augmentation, stages, _gaussian, _why_no_s, "none")
+    strengths = _spread("s", requests.s, stages, _gaussian, _why_no_s, None)
+    guidance = _spread("guidance", requests.guidance, stages, _can_guide, _why_no_guidance, 1.0)
+    if isinstance(requests.augmentation, str):
+        _one_of("augmentation", stages[0], requests.augmentation, SAMPLING_MODES)
+    settled: dict[str, SamplingConfig] = {}
+    for position, stage in enumerate(stages):
+        changes: dict[str, Any] = {}
+        if stage.name in steps:
+            changes["steps"] = steps[stage.name]
+        if stage.name in samplers:
+            changes["sampler"] = _one_of("sampler", stage, samplers[stage.name], get_args(SamplerName))
+        if stage.name in guidance:
+            changes["guidance"] = _number("guidance", stage, guidance[stage.name], 0, 100)
+        if _gaussian(stage):
+            why = None if truncated.get(stage.name) else "was assembled with --no-truncated"
+            if position == 0:
+                why = "starts from given images"
+            changes |= _augmentation(
+                stage, defaults[stage.name], modes.get(stage.name), strengths.get(stage.name), why_not_truncated=why
+            )
+        settled[stage.name] = _validated(stage, defaults[stage.name], changes)
+    for position, stage in enumerate(stages):
+        above = stages[position + 1] if position + 1 < len(stages) else None
+        stage_grids(stage, settled[stage.name], stop_for(above, settled))
+    return settled
+
+
+def _validated(stage: Stage, default: SamplingConfig, changes: dict[str, Any]) -> SamplingConfig:
+    try:
+        return SamplingConfig.model_validate(default.model_dump() | changes)
+    except ValidationError as error:
+        raise UserError(f"{stage.name}: {explain(error)}") from None
+
+
+def stop_for(above: Stage | None, settings: Mapping[str, SamplingConfig]) -> float:
+    """The time at which a stage must stop: the s of a truncated stage above it, else 0."""
+    if above is None or settings[above.name].augmentation != "truncated":
+        return 0.0
+    return settings[above.name].s

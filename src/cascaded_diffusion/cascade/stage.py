@@ -1,0 +1,220 @@
+"""One stage of a cascade: its configuration, its network with weights, and its folder on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import Field, ValidationError, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cascaded_diffusion.cascade.sampling import SamplingConfig
+from cascaded_diffusion.conditioning.augmentation import ConditioningConfig
+from cascaded_diffusion.config import StrictModel, explain
+from cascaded_diffusion.diffusion.denoiser import Diffusion, DiffusionConfig, NetworkCall
+from cascaded_diffusion.diffusion.schedule import Schedule
+from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.files import read_json, write_json
+from cascaded_diffusion.networks.unet import NetworkConfig, UNet
+from cascaded_diffusion.training.config import TrainingConfig
+
+__all__ = ["Stage", "StageConfig", "StageRecipe", "build_network", "fill_network", "load_weights"]
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+class StageRecipe(StrictModel):
+    """One stage as a recipe states it."""
+
+    name: str = Field(description="base<R> for the first stage, sr<R> for the others; R is the resolution.")
+    resolution: int = Field(ge=1, le=4096, description="Side of the square images it makes, in pixels.")
+    network: NetworkConfig = Field(description="The U-Net.")
+    diffusion: DiffusionConfig = Field(default=DiffusionConfig(), description="The diffusion process.")
+    conditioning: ConditioningConfig | None = Field(
+        default=None, description="SR stages: how the low-resolution image enters; null for the base."
+    )
+    training: TrainingConfig = Field(default=TrainingConfig(), description="The training run.")
+    sampling: SamplingConfig = Field(default=SamplingConfig(), description="Default sampling settings.")
+
+    @property
+    def is_base(self) -> bool:
+        """Whether this is the first stage."""
+        return self.name.startswith("base")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.name not in (f"base{self.resolution}", f"sr{self.resolution}"):
+            allowed = f"base{self.resolution}, sr{self.resolution}"
+            raise ValueError(f"name: {self.name!r} does not fit resolution {self.resolution}; allowed {allowed}")
+        if self.is_base and self.conditioning is not None:
+            raise ValueError(f"conditioning: {self.name} is a base stage and has no low-resolution input; remove it")
+        if not self.is_base and self.conditioning is None:
+            raise ValueError(f"conditioning: {self.name} is an SR stage and needs it")
+        self._check_sampling()
+        # Raises if the levels do not divide the resolution or attention has no place.
+        self.network.level_resolutions(self.resolution)
+        self.network.block_counts()
+        return self
+
+    def _check_sampling(self) -> None:
+        sampling, conditioning = self.sampling, self.conditioning
+        gaussian = conditioning is not None and conditioning.augmentation == "gaussian"
+        if sampling.augmentation != "none" and not gaussian:
+            raise ValueError(f"sampling.augmentation: {sampling.augmentation} needs conditioning.augmentation gaussian")
+        if conditioning is not None and sampling.s > conditioning.s_max:
+            raise ValueError(f"sampling.s: {sampling.s:g} is above conditioning.s_max {conditioning.s_max:g}")
+        if sampling.endpoints is not None and not self.diffusion.noise_schedule.is_continuous:
+            raise ValueError("sampling.endpoints: a sampling schedule of its own needs a continuous noise_schedule")
+        if conditioning is not None and conditioning.low_resolution is not None:
+            if conditioning.low_resolution >= self.resolution:
+                raise ValueError(
+                    f"conditioning.low_resolution: {conditioning.low_resolution} is not below {self.resolution}"
+                )
+
+
+class StageConfig(StageRecipe):
+    """One stage as its run and stage folders record it: the recipe's part and what the data settled."""
+
+    format_version: Literal[1] = 1
+    channels: int = Field(ge=1, le=4, description="Image channels: 1 grey, 3 colour.")
+    classes: int | None = Field(default=None, ge=1, description="Number of classes, or null.")
+    class_names: tuple[str, ...] | None = Field(default=None, description="Their names, if the data has them.")
+    flip: bool = Field(default=False, description="Whether training images were mirrored at random.")
+
+    @model_validator(mode="after")
+    def _check_classes(self) -> Self:
+        if self.class_names is not None and len(self.class_names) != self.classes:
+            raise ValueError(f"class_names: {len(self.class_names)} names for {self.classes} classes")
+        gaussian = self.conditioning is not None and self.conditioning.augmentation == "gaussian"
+        if self.conditioning is not None and self.conditioning.low_resolution is None:
+            raise ValueError("conditioning.low_resolution is missing")
+        if gaussian and self.conditioning is not None and self.conditioning.low_schedule is None:
+            raise ValueError("conditioning.low_schedule is missing: s refers to it")
+        return self
+
+    @classmethod
+    def load(cls, path: Path) -> StageConfig:
+        """Read a ``config.json``; ``UserError`` names the key that is wrong."""
+        try:
+            return cls.model_validate(read_json(path))
+        except ValidationError as error:
+            raise UserError(f"{path}: {explain(error)}") from None
+
+
+def build_network(config: StageConfig) -> UNet:
+    """The stage's U-Net with fresh weights on the current default device."""
+    conditioning = config.conditioning
+    learned = config.diffusion.variance == "learned"
+    return UNet(
+        config.network,
+        resolution=config.resolution,
+        image_channels=config.channels,
+        out_channels=config.channels * (2 if learned else 1),
+        classes=config.classes,
+        low_res_channels=config.channels if conditioning is not None else 0,
+        s_embedding=conditioning is not None and conditioning.augmentation == "gaussian",
+        upsample=conditioning.upsample if conditioning is not None else "bilinear",
+    )
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file; ``UserError`` if it is missing or damaged."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; a stage without weights cannot be used, train it first") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def fill_network(network: UNet, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Load weights in any floating-point type; missing, unexpected and misshaped tensors are a ``UserError`` that names them."""
+    own = network.state_dict()
+    missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    shapes = [key for key in sorted(own.keys() & weights.keys()) if own[key].shape != weights[key].shape]
+    for problem, keys in (("missing", missing), ("unexpected", extra), ("of another shape", shapes)):
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise UserError(f"{path}: tensors {problem} for this config.json: {', '.join(keys[:3])}{more}")
+    network.load_state_dict({key: value.float() for key, value in weights.items()})
+
+
+class Stage:
+    """A trained stage, ready to sample.
+
+    Attributes:
+        config: its configuration.
+        network: the U-Net, in eval mode.
+        diffusion: its diffusion process.
+        low_schedule: the schedule that s refers to, for stages with gaussian augmentation.
+    """
+
+    def __init__(self, config: StageConfig, network: UNet) -> None:
+        self.config = config
+        self.network = network.eval().requires_grad_(False)
+        self.diffusion = Diffusion(config.diffusion)
+        conditioning = config.conditioning
+        schedule = conditioning.low_schedule if conditioning is not None else None
+        self.low_schedule = Schedule(schedule) if schedule is not None else None
+
+    @property
+    def name(self) -> str:
+        """The stage's name, such as ``sr32``."""
+        return self.config.name
+
+    @classmethod
+    def load(cls, folder: Path) -> Stage:
+        """Open a stage folder. ``UserError`` if a file is missing, damaged, or does not fit the other."""
+        config = StageConfig.load(folder / CONFIG_FILE)
+        weights = load_weights(folder / WEIGHTS_FILE)
+        network = build_network(config)
+        fill_network(network, weights, folder / WEIGHTS_FILE)
+        return cls(config, network)
+
+    def save(self, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
+        """Write the stage folder, its weights in ``dtype`` (float16 halves them; they are float32 again when loaded)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {key: value.to(dtype).contiguous() for key, value in self.network.state_dict().items()}
+        save_file(state, folder / WEIGHTS_FILE)
+        write_json(folder / CONFIG_FILE, self.config.model_dump(mode="json"))
+
+    def network_call(
+        self, *, labels: Tensor | None, low_res: Tensor | None, s: Tensor | None, guidance: float = 1.0
+    ) -> NetworkCall:
+        """The network with its conditions filled in; guidance runs both halves as one batch.
+
+        Guided output = without class + guidance (with class - without), Ho & Salimans (2207.12598) eq. 6 with w = guidance - 1.
+        """
+
+        def plain(x: Tensor, time: Tensor) -> Tensor:
+            return self._run(x, time, labels=labels, low_res=low_res, s=s)
+
+        if guidance == 1.0 or labels is None:
+            return plain
+
+        def twice(value: Tensor | None) -> Tensor | None:
+            return None if value is None else torch.cat([value, value])
+
+        both_labels = torch.cat([labels, torch.full_like(labels, -1)])
+        both_low, both_s = twice(low_res), twice(s)
+        channels = self.config.channels
+
+        def guided(x: Tensor, time: Tensor) -> Tensor:
+            output = self._run(
+                torch.cat([x, x]), torch.cat([time, time]), labels=both_labels, low_res=both_low, s=both_s
+            )
+            with_class, without = output.chunk(2)
+            mixed = without[:, :channels] + guidance * (with_class[:, :channels] - without[:, :channels])
+            # A learned variance is not extrapolated: it is that of the class.
+            return torch.cat([mixed, with_class[:, channels:]], dim=1)
+
+        return guided
+
+    def _run(self, x: Tensor, time: Tensor, **conditions: Any) -> Tensor:
+        output: Tensor = self.network(x.contiguous(memory_format=torch.channels_last), time, **conditions)
+        return output

@@ -1,0 +1,74 @@
+"""Progress of long work: a bar on a terminal, plain lines elsewhere; always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+__all__ = ["ProgressDisplay"]
+
+PLAIN_INTERVAL_S = 10.0
+
+
+class ProgressDisplay:
+    """A bar with images/s and time left on a terminal, a plain line every ten seconds elsewhere."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._console = Console(stderr=True, highlight=False)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._what = ""
+        self._first = 0
+        self._started = self._told = 0.0
+
+    def __enter__(self) -> ProgressDisplay:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.stop()
+
+    def note(self, line: str) -> None:
+        """Show one line, above the bar if there is one."""
+        if self._console.is_terminal:
+            self._console.print(line, markup=False, soft_wrap=True)
+        else:
+            sys.stderr.write(f"{line}\n")
+
+    def begin(self, what: str, done: int = 0) -> None:
+        """Start the clock of a piece of work of which ``done`` images were done before."""
+        now = time.monotonic()
+        self._what, self._started, self._told, self._first = what, now, now, done
+        self._task = None
+
+    def advance(self, what: str, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` images are through the step called ``what``."""
+        now = time.monotonic()
+        if what != self._what:
+            self.begin(what)
+        if self._task is None:
+            self._task = self._bar.add_task(what, total=total, rate="")
+        seconds = max(now - self._started, 1e-9)
+        speed = (done - self._first) / seconds
+        pace = "" if seconds <= 0.1 else f"{speed:,.0f} images/s" if speed >= 10 else f"{speed:.2g} images/s"
+        if self._console.is_terminal:
+            self._bar.update(self._task, completed=done, total=total, rate=pace)
+        elif done >= total or now - self._told >= PLAIN_INTERVAL_S:
+            self._told = now
+            left = f"{(total - done) / speed:,.0f} s left" if done < total and speed > 0 else ""
+            self.note(", ".join(part for part in (f"{what}: {done:,} of {total:,}", pace, left) if part))

@@ -1,0 +1,93 @@
+"""``cdm train``: train one stage of a recipe in a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cascaded_diffusion.errors import UserError
+
+if TYPE_CHECKING:
+    from cascaded_diffusion.cli.progress import ProgressDisplay
+    from cascaded_diffusion.training.loop import Progress
+
+__all__ = ["train_command"]
+
+
+def train_command(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A packaged recipe's name or a YAML file.")],
+    stage: Annotated[str, typer.Option("--stage", metavar="NAME", help="The stage to train, such as base16 or sr32.")],
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Prepared data.")],
+    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Run folder; the same command resumes it.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a setting, e.g. training.batch_size=64."),
+    ] = None,
+    max_images: Annotated[
+        int | None,
+        typer.Option("--max-images", min=1, metavar="N", help="Stop at this total, rounded up to a whole batch."),
+    ] = None,
+    max_seconds: Annotated[
+        float | None, typer.Option("--max-seconds", min=0, metavar="S", help="Stop, and save, after this time.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="D", help="cpu, cuda, ...; default the best.")
+    ] = None,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="Resume although settings differ from the run's.")
+    ] = False,
+) -> None:
+    """Train one stage. Each stage is a run of its own, so stages can train at the same time on different machines.
+
+    The same command again resumes from the newest checkpoint. SIGTERM and Ctrl-C save and leave.
+    """
+    from cascaded_diffusion.recipes.recipe import load_recipe, stage_config
+
+    loaded = load_recipe(recipe, overrides=settings or (), stage=stage)
+    loaded.stage(stage)
+    from cascaded_diffusion.cli.progress import ProgressDisplay
+    from cascaded_diffusion.data.prepared import PreparedData
+    from cascaded_diffusion.precision import pick_device
+    from cascaded_diffusion.training.loop import train
+
+    prepared = PreparedData.open(data)
+    config = stage_config(
+        loaded, stage, channels=prepared.channels, classes=prepared.classes, class_names=prepared.class_names
+    )
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out: {out} is a file; give a folder")
+    place = pick_device(device)
+    with ProgressDisplay() as display:
+        watcher = _Watcher(display, stage)
+        result = train(
+            config,
+            prepared,
+            out,
+            device=place,
+            max_images=max_images,
+            max_seconds=max_seconds,
+            allow_changes=allow_changes,
+            watch=watcher,
+        )
+    typer.echo(f"{stage}: {result.images:,} images seen; checkpoint {result.checkpoint}")
+    if result.signal is not None:
+        typer.echo("stopped by a signal with everything saved; the same command goes on", err=True)
+        raise typer.Exit(128 + result.signal)
+
+
+class _Watcher:
+    """Shows the loop's progress; counts speed from where this process began, not from where the run did."""
+
+    def __init__(self, display: ProgressDisplay, stage: str) -> None:
+        self._display, self._stage = display, stage
+
+    def __call__(self, progress: Progress) -> None:
+        self._display.advance(self._stage, progress.images, progress.target)
+        if progress.metrics is not None:
+            metrics = progress.metrics
+            self._display.note(
+                f"{self._stage}: {metrics['images']:,} images, loss {metrics['loss']:.4f}, lr {metrics['lr']:.2e}, "
+                f"{metrics['images_per_second']:.1f} images/s"
+            )

@@ -1,0 +1,1 @@
+"""What happens to the low-resolution image on its way into a super-resolution stage."""

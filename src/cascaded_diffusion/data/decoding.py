@@ -1,0 +1,121 @@
+"""Decoding one image file to 8-bit grey or red-green-blue, whatever form it is stored in."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from cascaded_diffusion.data.pixels import Pixels
+from cascaded_diffusion.data.sources import Bad, Facts
+
+__all__ = ["decode", "image_suffixes", "look"]
+
+Result = TypeVar("Result")
+
+# Formats that Pillow hands to other programs or only knows by name; EPS would run Ghostscript on a stranger's file.
+_FOREIGN_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+# Files that hold an image for a person, though none can be read here: better an error than a silently smaller data set.
+_CAMERA_RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2")
+_DRAWINGS = (".emf", ".eps", ".ps", ".svg", ".wmf")
+_UNREADABLE_SUFFIXES = frozenset([*_CAMERA_RAW, *_DRAWINGS, ".heic", ".heif", ".jxl"])
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(sorted(set(Image.OPEN) - _FOREIGN_FORMATS))
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Lower-case endings of files that count as images, with the dot."""
+    allowed = set(_formats())
+    readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in allowed}
+    return frozenset(readable | _UNREADABLE_SUFFIXES)
+
+
+def look(path: Path, with_digest: bool) -> Facts | Bad:
+    """Size and greyness from the header alone; with ``with_digest`` also the SHA-256 of the file's bytes."""
+
+    def facts(image: Image.Image) -> Facts:
+        digest = hashlib.sha256(path.read_bytes()).digest() if with_digest else None
+        return Facts(image.height, image.width, _is_grey(image), digest)
+
+    return _with_image(path, facts)
+
+
+def decode(path: Path, channels: int) -> Pixels | Bad:
+    """The image as uint8 (H, W, channels), 1 grey or 3 red-green-blue; of several frames, the first.
+
+    The rotation that EXIF asks for is applied; transparency is laid on white; 16-bit grey is divided by 257 and
+    rounded.
+    """
+
+    def pixels(image: Image.Image) -> Pixels:
+        image.load()
+        return _to_array(ImageOps.exif_transpose(image), channels)
+
+    return _with_image(path, pixels)
+
+
+def _with_image(path: Path, use: Callable[[Image.Image], Result]) -> Result | Bad:
+    if path.suffix.lower() in _UNREADABLE_SUFFIXES:
+        return Bad(f"{path.suffix} files cannot be read; convert it to PNG or JPEG")
+    try:
+        # Pillow warns above 89 million pixels (real cameras make such files) and refuses above twice that.
+        with warnings.catch_warnings(), path.open("rb") as file:
+            warnings.simplefilter("ignore")
+            if not file.peek(1):
+                return Bad("the file is empty")
+            with Image.open(file, formats=_formats()) as image:
+                return use(image)
+    except MemoryError:
+        raise
+    except UnidentifiedImageError:
+        return Bad("in no image format that can be read")
+    except Exception as error:  # noqa: BLE001 - on damaged bytes decoders raise nearly anything
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return Bad(" ".join(reason.split()) or type(error).__name__)
+
+
+def _is_grey(image: Image.Image) -> bool:
+    if image.mode == "P" and image.palette is not None:
+        entry = len(image.palette.rawmode or image.palette.mode)  # bytes of one palette entry; some have a filler
+        flat = np.frombuffer(bytes(image.palette.palette), np.uint8)
+        colours = flat[: len(flat) // entry * entry].reshape(-1, entry)[:, :3]
+        return bool((colours == colours[:, :1]).all())
+    return image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;16")
+
+
+def _to_array(image: Image.Image, channels: int) -> Pixels:
+    if image.mode == "F":
+        raise ValueError("floating-point grey values, whose range is unknown; save it with 8 or 16 bits")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        grey = _from_16_bits(np.asarray(image).astype(np.int64))[..., None]
+        return np.repeat(grey, channels, axis=-1)
+    if image.has_transparency_data:
+        image = Image.fromarray(_on_white(np.asarray(image.convert("RGBA"))))
+    array = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    return array.reshape(*array.shape[:2], channels)
+
+
+def _from_16_bits(values: npt.NDArray[np.int64]) -> Pixels:
+    """0..65535 to 0..255: 257 is 65535 / 255, so black and white stay black and white."""
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise ValueError(f"grey values from {low} to {high}; at most 16 bits (0 to 65535) are read")
+    return ((values + 128) // 257).astype(np.uint8)
+
+
+def _on_white(rgba: Pixels) -> Pixels:
+    """Composite (H, W, 4) with straight alpha on white, rounded half up."""
+    colour, alpha = rgba[..., :3].astype(np.int32), rgba[..., 3:].astype(np.int32)
+    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)

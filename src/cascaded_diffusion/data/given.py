@@ -1,0 +1,65 @@
+"""Small images that a person gives to be enlarged."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cascaded_diffusion.data.archive import open_archive
+from cascaded_diffusion.data.decoding import decode, image_suffixes
+from cascaded_diffusion.data.pixels import Pixels, area_resize, centre_square
+from cascaded_diffusion.data.sources import Bad
+from cascaded_diffusion.errors import UserError
+
+__all__ = ["GivenImages", "read_given_images"]
+
+
+class GivenImages(NamedTuple):
+    """uint8 (N, r, r, C), and their labels if the file has them."""
+
+    images: Pixels
+    labels: npt.NDArray[np.int64] | None
+
+
+def read_given_images(path: Path, side: int, channels: int) -> GivenImages:
+    """Read one image, a folder of images or an ``.npz``, cropped to the centre square and area-averaged to ``side``.
+
+    Raises:
+        UserError: a file that cannot be read, or an image smaller than ``side``; each is named.
+    """
+    if path.suffix == ".npz":
+        return _from_archive(path, side, channels)
+    files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
+    files = [file for file in files if file.suffix.lower() in image_suffixes() and not file.name.startswith(".")]
+    if not files:
+        raise UserError(f"--from-images: {path} is neither an image, a folder of images nor an .npz")
+    rows = []
+    for file in files:
+        pixels = decode(file, channels)
+        if isinstance(pixels, Bad):
+            raise UserError(f"{file}: {pixels.reason}")
+        rows.append(_fitted(pixels[None], side, file))
+    return GivenImages(np.concatenate(rows), None)
+
+
+def _from_archive(path: Path, side: int, channels: int) -> GivenImages:
+    if not path.is_file():
+        raise UserError(f"--from-images: {path}: no such file")
+    with tempfile.TemporaryDirectory() as scratch:
+        source = open_archive(path, Path(scratch))
+        images = np.load(Path(scratch) / "pixels.npy", allow_pickle=False)
+    if images.shape[-1] != channels:
+        raise UserError(f"{path}: {images.shape[-1]} image channels; allowed here: {channels}")
+    labels = None if source.class_names is None else np.array([item.label for item in source.items], np.int64)
+    return GivenImages(_fitted(images, side, path), labels)
+
+
+def _fitted(images: Pixels, side: int, path: Path) -> Pixels:
+    square = centre_square(images)
+    if square.shape[1] < side:
+        raise UserError(f"{path}: {square.shape[1]} pixels a side; at least {side} are needed to start from")
+    return area_resize(square, side)

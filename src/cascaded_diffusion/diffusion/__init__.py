@@ -1,0 +1,1 @@
+"""The diffusion process: schedules, noising and its inverse, losses, grids and samplers."""

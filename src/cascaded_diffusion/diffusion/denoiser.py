@@ -1,0 +1,192 @@
+"""From a network to a denoiser and to a training loss: the one place where both read the same configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from cascaded_diffusion.config import StrictModel
+from cascaded_diffusion.diffusion.losses import hybrid_loss, min_snr_weight, simple_loss, variational_bound
+from cascaded_diffusion.diffusion.process import (
+    PredictionKind,
+    dynamic_threshold,
+    from_prediction,
+    noise_from_image,
+    per_image,
+    prediction_target,
+    q_sample,
+)
+from cascaded_diffusion.diffusion.samplers import Denoiser, Prediction, VarianceKind
+from cascaded_diffusion.diffusion.schedule import Level, Schedule, ScheduleConfig
+
+__all__ = ["Diffusion", "DiffusionConfig", "NetworkCall"]
+
+NetworkCall = Callable[[Tensor, Tensor], Tensor]
+"""The network with its conditions filled in: (x, time input (N,)) -> output."""
+
+
+class DiffusionConfig(StrictModel):
+    """One stage's diffusion process and what its network predicts."""
+
+    noise_schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="The noise schedule.")
+    prediction: PredictionKind = Field(default="eps", description="What the network outputs: eps, x0 or v.")
+    variance: VarianceKind = Field(
+        default="posterior",
+        description="Variance of an ancestral step: beta, posterior, or learned between the two with the hybrid loss.",
+    )
+    noise_embedding: Literal["step", "sqrt-alpha-bar", "angle"] | None = Field(
+        default=None,
+        description="What the network is told of the noise: the step (scaled to 0..1000), 1000 sqrt(alpha_bar) (WaveGrad), or the "
+        "angle of (signal, noise) as a share of 90 degrees, times 1000. Default: step if discrete, else sqrt-alpha-bar.",
+    )
+    rescale_steps: bool = Field(
+        default=True,
+        description="Embed step t as t 1000/T; false feeds t itself, as guided-diffusion's published models do.",
+    )
+    min_snr_gamma: float | None = Field(
+        default=None, gt=0, description="Weight the simple loss by min(SNR, gamma) (2303.09556); null: no weighting."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.noise_schedule.is_continuous:
+            if self.noise_embedding == "step":
+                raise ValueError("noise_embedding: step needs a discrete schedule; allowed here: sqrt-alpha-bar, angle")
+            if self.variance == "learned":
+                raise ValueError("variance: learned needs a discrete schedule; allowed here: beta, posterior")
+        if self.variance == "learned" and self.noise_schedule.timesteps == 1:
+            raise ValueError("variance: learned needs at least 2 timesteps, got 1; allowed here: beta, posterior")
+        if self.variance == "learned" and self.min_snr_gamma is not None:
+            raise ValueError(
+                "min_snr_gamma does not go with variance: learned, whose hybrid loss has a weight of its own"
+            )
+        return self
+
+
+class Diffusion:
+    """A stage's diffusion process: draws noise levels, trains, and turns a network into a denoiser.
+
+    Attributes:
+        config: what it was built from.
+        schedule: the noise schedule.
+    """
+
+    def __init__(self, config: DiffusionConfig) -> None:
+        self.config = config
+        self.schedule = Schedule(config.noise_schedule)
+        default = "sqrt-alpha-bar" if config.noise_schedule.is_continuous else "step"
+        self.embedding = config.noise_embedding or default
+
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the network has a second set of output channels for the variance."""
+        return self.config.variance == "learned"
+
+    def time_input(self, time: Tensor, alpha_bar: Tensor) -> Tensor:
+        """What the network's sinusoidal embedding sees, on a scale of 0..1000 (0..T-1 unscaled): float32 (N,)."""
+        if self.embedding == "sqrt-alpha-bar":
+            value = 1000 * alpha_bar.sqrt()
+        elif self.embedding == "angle":
+            value = 1000 * (2 / np.pi) * torch.arccos(alpha_bar.sqrt().clamp(max=1))
+        else:
+            timesteps = self.schedule.timesteps
+            assert timesteps is not None  # guaranteed by DiffusionConfig
+            # guided-diffusion and DDPM count steps from 0.
+            value = torch.round(time * timesteps) - 1
+            if self.config.rescale_steps:
+                value = value * (1000 / timesteps)
+        return value.to(torch.float32)
+
+    def draw_times(self, u: Tensor) -> Tensor:
+        """Training times from uniforms in [0, 1): {1..T}/T if discrete, else (0, 1]: float64 (N,)."""
+        timesteps = self.schedule.timesteps
+        if timesteps is None:
+            return 1 - u.to(torch.float64)
+        return (torch.floor(u.to(torch.float64) * timesteps) + 1) / timesteps
+
+    def training_loss(self, network: NetworkCall, x0: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """The loss of each example: float32 (N,).
+
+        Args:
+            network: with its conditions filled in.
+            x0: (N, C, H, W) in [-1, 1].
+            noise: standard normal, of x0's shape.
+            times: (N,) from :meth:`draw_times`, on the CPU.
+        """
+        alpha_bar = self.schedule.alpha_bar(times)
+        ab = per_image(alpha_bar, x0)
+        x_t = q_sample(x0, noise, ab)
+        output = network(x_t, self.time_input(times, alpha_bar).to(x0.device)).float()
+        prediction, variance = self._split(output, x0.shape[1])
+        loss = simple_loss(prediction, prediction_target(self.config.prediction, x0, noise, ab))
+        if self.config.min_snr_gamma is not None:
+            loss = loss * min_snr_weight(self.config.prediction, alpha_bar, self.config.min_snr_gamma).to(loss)
+        if variance is not None:
+            timesteps = self.schedule.timesteps
+            assert timesteps is not None
+            loss = hybrid_loss(loss, self.bound(x0, x_t, prediction, variance, times), timesteps)
+        return loss
+
+    def bound(self, x0: Tensor, x_t: Tensor, prediction: Tensor, variance: Tensor, times: Tensor) -> Tensor:
+        """The variational term of one step for a learned variance, bits per dimension: (N,). Discrete schedules only."""
+        table = self.schedule.alphas_cumprod
+        if table is None or self.schedule.timesteps is None:
+            raise ValueError("the variational bound needs a discrete schedule")
+        k = torch.round(times.cpu() * len(table)).to(torch.int64)
+        ab = torch.cat([torch.ones(1, dtype=torch.float64), torch.from_numpy(table)])
+        beta = 1 - ab[1:] / ab[:-1]
+        posterior = beta * (1 - ab[:-1]) / (1 - ab[1:])
+        # The first step's posterior variance is 0; its logarithm is replaced by the second's (iDDPM section 3.1).
+        posterior = torch.cat([posterior[1:2], posterior[1:]])
+
+        def pick(values: Tensor, at: Tensor) -> Tensor:
+            return per_image(values[at], x0)
+
+        def pick_log(values: Tensor) -> Tensor:
+            return pick(values.log(), k - 1).to(x0)
+
+        alpha_bar_t = pick(ab, k)
+        return variational_bound(
+            x0=x0,
+            x_t=x_t,
+            predicted_x0=from_prediction(self.config.prediction, prediction, x_t, alpha_bar_t),
+            variance_output=variance,
+            alpha_bar_t=alpha_bar_t,
+            alpha_bar_s=pick(ab, k - 1),
+            log_beta=pick_log(beta),
+            log_posterior=pick_log(posterior),
+            first=(k == 1).to(x0.device),
+        )
+
+    def denoiser(self, network: NetworkCall, *, clip: bool = True, percentile: float | None = None) -> Denoiser:
+        """Wrap a network, its conditions (and guidance) filled in, for the samplers.
+
+        Args:
+            network: (x, time input) -> output.
+            clip: clip the predicted x_0 to [-1, 1].
+            percentile: dynamic thresholding in place of the clip, e.g. 0.995 (2205.11487).
+        """
+
+        def denoise(x: Tensor, level: Level) -> Prediction:
+            ones = torch.ones(x.shape[0], dtype=torch.float64)
+            time_input = self.time_input(ones * level.time, ones * level.alpha_bar).to(x.device)
+            prediction, variance = self._split(network(x, time_input).float(), x.shape[1])
+            x0 = from_prediction(self.config.prediction, prediction, x, level.alpha_bar)
+            if percentile is not None:
+                x0 = dynamic_threshold(x0, percentile)
+            elif clip:
+                x0 = x0.clamp(-1, 1)
+            return Prediction(x0, noise_from_image(x, x0, level.alpha_bar), variance)
+
+        return denoise
+
+    def _split(self, output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
+        if not self.learns_variance:
+            return output, None
+        prediction, variance = output.split(channels, dim=1)
+        return prediction, variance

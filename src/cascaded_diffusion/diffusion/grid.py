@@ -1,0 +1,138 @@
+"""Which noise levels a sampler visits.
+
+A grid is a list of levels from noise to image (or to z_s when truncated). The network is called at every level but the
+last, so a grid of n levels costs n - 1 calls of a first-order sampler.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+
+import numpy as np
+
+from cascaded_diffusion.diffusion.schedule import Level, Schedule
+from cascaded_diffusion.errors import UserError
+
+__all__ = ["Steps", "even_steps", "extension_grid", "sampling_grid", "sectioned_steps", "strided_steps"]
+
+Steps = int | str
+"""A number of steps, or for discrete schedules ``"10,20,30"`` (sections) or ``"ddimN"`` (an integer stride)."""
+
+_MOST_STEPS = 10_000
+"""Of a stage in continuous time; more would come too close for float64 to tell their levels apart."""
+
+
+def even_steps(timesteps: int, count: int) -> list[int]:
+    """``count`` of the steps 1..T, evenly spread with both ends kept: step i is 1 + round(i (T-1)/(count-1)). Ascending."""
+    if count == 1:
+        return [timesteps]  # the only single step that starts from noise
+    return [1 + round(i * (timesteps - 1) / (count - 1)) for i in range(count)]
+
+
+def sectioned_steps(timesteps: int, counts: Sequence[int]) -> list[int]:
+    """Cut 1..T into equal sections and spread ``counts[i]`` steps over the i-th: the ``10,20,30`` of guided-diffusion.
+
+    The first section is the one next to the image. Earlier sections are one longer where T does not divide.
+    """
+    size, extra = divmod(timesteps, len(counts))
+    steps: list[int] = []
+    start = 0
+    for i, count in enumerate(counts):
+        length = size + (i < extra)
+        if count > length:
+            raise UserError(f"steps: section {i + 1} has {length} steps, {count} were asked for; allowed 1 to {length}")
+        stride = (length - 1) / (count - 1) if count > 1 else 1.0
+        steps += [1 + start + round(j * stride) for j in range(count)]
+        start += length
+    return steps
+
+
+def strided_steps(timesteps: int, count: int) -> list[int]:
+    """The steps 1, 1 + n, 1 + 2n, ... with the smallest integer stride n that gives exactly ``count`` of them.
+
+    This is guided-diffusion's ``ddimN``. A stride that leaves step 1 alone is not allowed, for that is no noise to start from.
+    """
+    lengths: list[int] = []
+    for stride in range(1, max(timesteps, 2)):
+        lengths.append(len(range(0, timesteps, stride)))
+        if lengths[-1] == count:
+            return list(range(1, timesteps + 1, stride))
+        if lengths[-1] < count:
+            break
+    allowed = " or ".join(f"ddim{n}" for n in lengths[-2:])
+    raise UserError(f"steps: ddim{count} needs an integer stride over T={timesteps}; the nearest allowed: {allowed}")
+
+
+def _positive(word: str, given: Steps) -> int:
+    if not word.strip().isascii() or not word.strip().isdigit() or int(word) < 1:
+        raise UserError(f"steps: {given!r} is not allowed; give a number from 1, sections such as 10,20,30, or ddimN")
+    return int(word)
+
+
+def _discrete_steps(timesteps: int, steps: Steps) -> list[int]:
+    text = str(steps)
+    if text.startswith("ddim"):
+        return strided_steps(timesteps, _positive(text[4:], steps))
+    counts = [_positive(word, steps) for word in text.split(",")]
+    if len(counts) > 1:
+        return sectioned_steps(timesteps, counts)
+    if counts[0] > timesteps:
+        raise UserError(
+            f"steps: {steps} is more than the T={timesteps} that the stage was trained with; allowed 1 to {timesteps}"
+        )
+    return even_steps(timesteps, counts[0])
+
+
+def _continuous_levels(schedule: Schedule, steps: Steps, endpoints: tuple[float, float] | None) -> list[Level]:
+    text = str(steps)
+    if "," in text or text.startswith("ddim"):
+        raise UserError(f"steps: {steps!r} needs a discrete stage; a stage in continuous time takes a number from 1")
+    count = _positive(text, steps)
+    if count > _MOST_STEPS:
+        raise UserError(f"steps: {steps} is too many for a stage in continuous time; allowed 1 to {_MOST_STEPS}")
+    if endpoints is None:
+        return [schedule.level(1 - i / count) for i in range(count)]
+    # SR3 (2104.07636), section 2.3: a linear schedule of its own, with two end points found by search.
+    alpha_bars = np.cumprod(1 - np.linspace(*endpoints, count))
+    return [Level(float(alpha_bars[k - 1]), k / count) for k in range(count, 0, -1)]
+
+
+def sampling_grid(
+    schedule: Schedule, steps: Steps, *, stop: float = 0.0, endpoints: tuple[float, float] | None = None
+) -> list[Level]:
+    """The levels from noise down to time ``stop``, which ends the grid even where the strides would jump over it.
+
+    Args:
+        schedule: the stage's training schedule.
+        steps: how many steps over the whole range; for a discrete schedule also ``"10,20,30"`` (sections, the first next to
+            the image) or ``"ddimN"`` (an integer stride). A truncated grid keeps only those above ``stop``.
+        stop: s in [0, 1]; the last level is exactly the schedule's level at s. With stop = 1 it is the only level.
+        endpoints: first and last beta of a linear sampling schedule, for stages in continuous time.
+
+    Raises:
+        UserError: steps or end points that the schedule does not have.
+    """
+    if not 0 <= stop <= 1:
+        raise UserError(f"s: {stop} is not in [0, 1]")
+    end = schedule.level(stop)
+    timesteps = schedule.timesteps
+    if stop == 1:
+        return [end]
+    if timesteps is None:
+        levels = _continuous_levels(schedule, steps, endpoints)
+        return [level for level in levels if level.alpha_bar < end.alpha_bar] + [end]
+    if endpoints is not None:
+        raise UserError("endpoints: a sampling schedule of its own needs a stage trained in continuous time")
+    k_stop = round(end.time * timesteps)
+    ascending = _discrete_steps(timesteps, steps)
+    kept = ascending[bisect.bisect_right(ascending, k_stop) :]
+    return [schedule.level(k / timesteps) for k in reversed(kept)] + [end]
+
+
+def extension_grid(schedule: Schedule, levels: Sequence[Level], start: float = 0.5) -> list[Level]:
+    """The part of a grid below time ``start``, for the sampling-step extension: z_0 is re-noised to ``start`` and run again."""
+    top = schedule.level(start)
+    if levels[-1].alpha_bar <= top.alpha_bar:
+        raise UserError(f"extension: it restarts at time {start:g}, so s must be below {start:g}")
+    return [top, *(level for level in levels if level.alpha_bar > top.alpha_bar)]

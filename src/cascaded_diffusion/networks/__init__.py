@@ -1,0 +1,1 @@
+"""Networks: one configurable U-Net, its parts, and what it costs."""

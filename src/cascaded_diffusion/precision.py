@@ -1,0 +1,44 @@
+"""Which floating-point type a device computes in."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+
+from cascaded_diffusion.errors import UserError
+
+__all__ = ["autocast", "bf16_is_native", "pick_device"]
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device of that name, or the best there is; ``UserError`` if it is not there."""
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"--device: {name!r} is not available here ({str(error).splitlines()[0]}); cpu always is"
+        ) from None
+    return device
+
+
+def bf16_is_native(device: torch.device) -> bool:
+    """Whether the hardware multiplies bf16 matrices itself, so that autocast is faster and not slower."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
+
+
+def autocast(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> AbstractContextManager[object]:
+    """The context in which the network is run."""
+    if precision == "bf16" or (precision == "auto" and bf16_is_native(device)):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()

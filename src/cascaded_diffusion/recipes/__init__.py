@@ -1,0 +1,1 @@
+"""Packaged recipes and the class that reads them."""

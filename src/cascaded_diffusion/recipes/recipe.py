@@ -1,0 +1,188 @@
+"""Recipes: a whole cascade in one YAML file."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from cascaded_diffusion.cascade.stage import StageConfig, StageRecipe
+from cascaded_diffusion.config import StrictModel, explain
+from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.recipes.packaged import packaged_names, read_packaged
+
+__all__ = ["Recipe", "load_recipe", "parse_overrides", "recipe_text", "stage_config"]
+
+
+class Recipe(StrictModel):
+    """A cascade to be trained: what the data must be like, and its stages in order."""
+
+    name: str = Field(min_length=1, description="The recipe's name.")
+    channels: int | Literal["from-data"] = Field(default="from-data", description="1 grey, 3 colour, or from-data.")
+    classes: int | Literal["from-data"] | None = Field(
+        default="from-data", description="Number of classes, null for none, or from-data."
+    )
+    flip: bool = Field(default=True, description="Mirror training images left to right at random, all stages alike.")
+    stages: tuple[StageRecipe, ...] = Field(min_length=1, description="The base, then the SR stages, in order.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for position, stage in enumerate(self.stages):
+            if stage.is_base != (position == 0):
+                raise ValueError(
+                    f"stages.{position}.name: {stage.name!r}; the first stage is the base, all others are sr<R>"
+                )
+        for low, high in zip(self.stages, self.stages[1:], strict=False):
+            if high.resolution <= low.resolution:
+                raise ValueError(f"stages: {high.name} must have a higher resolution than {low.name} before it")
+        return self
+
+    def stage(self, name: str) -> StageRecipe:
+        """The stage of that name; ``UserError`` names those there are."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise UserError(
+            f"stage: {name!r} is not in recipe {self.name}; allowed: {', '.join(s.name for s in self.stages)}"
+        )
+
+
+def recipe_text(name: str) -> str:
+    """The YAML text of a packaged recipe or of a file; ``UserError`` if there is neither."""
+    if name in packaged_names():
+        return read_packaged(name)
+    path = Path(name)
+    if not path.is_file():
+        close = difflib.get_close_matches(name, packaged_names(), n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(
+            f"recipe: {name!r} is neither a file nor a packaged recipe ({', '.join(packaged_names())}){hint}"
+        )
+    if path.stat().st_size > 2**20:
+        raise UserError(f"recipe: {name} is larger than the 1 MiB a recipe may have")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe: {name} cannot be read ({error})") from None
+
+
+def parse_overrides(settings: Sequence[str]) -> list[tuple[list[str], Any]]:
+    """Split ``key.path=value`` settings; values are read as YAML."""
+    parsed = []
+    for setting in settings:
+        path, equals, value = setting.partition("=")
+        if not equals or not path.strip() or not all(path.split(".")):
+            raise UserError(f"--set: {setting!r} is not of the form key.path=value")
+        try:
+            parsed.append((path.strip().split("."), yaml.safe_load(value)))
+        except yaml.YAMLError:
+            raise UserError(f"--set: the value of {setting!r} is not valid YAML") from None
+    return parsed
+
+
+def _put(target: dict[str, Any], path: list[str], value: Any, setting: str) -> None:
+    for key in path[:-1]:
+        inner = target.get(key)
+        if inner is None:
+            inner = target[key] = {}
+        if not isinstance(inner, dict):
+            raise UserError(f"--set: {setting}: {key} is a value, not a group of settings")
+        target = inner
+    target[path[-1]] = value
+
+
+def _apply(raw: dict[str, Any], overrides: list[tuple[list[str], Any]], stage: str | None) -> None:
+    """Overrides speak of the stage at hand (``training.batch_size``), of the recipe (``flip``), or ``stages.NAME.key``."""
+    stages = {entry.get("name"): entry for entry in raw.get("stages") or [] if isinstance(entry, dict)}
+    for path, value in overrides:
+        setting = ".".join(path)
+        if path[0] == "stages" and len(path) > 2:
+            if path[1] not in stages:
+                raise UserError(f"--set: {setting}: no stage {path[1]!r}; allowed: {', '.join(map(str, stages))}")
+            _put(stages[path[1]], path[2:], value, setting)
+        elif path[0] in StageRecipe.model_fields and path[0] != "name":
+            targets = [stages[stage]] if stage in stages else list(stages.values())
+            for target in targets:
+                _put(target, path, value, setting)
+        elif path[0] in Recipe.model_fields and path[0] != "stages":
+            _put(raw, path, value, setting)
+        else:
+            allowed = sorted((StageRecipe.model_fields.keys() | Recipe.model_fields.keys()) - {"name"})
+            close = difflib.get_close_matches(path[0], allowed, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise UserError(f"--set: unknown key {setting!r}; {hint}allowed first words: {', '.join(allowed)}")
+
+
+def load_recipe(name: str, *, overrides: Sequence[str] = (), stage: str | None = None) -> Recipe:
+    """Load a packaged recipe or a YAML file and check all of it.
+
+    Args:
+        name: a packaged name, which wins, or a path.
+        overrides: ``key.path=value`` settings; those of a stage apply to ``stage``, or to all if it is ``None``.
+        stage: the stage at hand.
+
+    Raises:
+        UserError: naming the key's path, the value and what is allowed.
+    """
+    try:
+        raw = yaml.safe_load(recipe_text(name))
+    except (yaml.YAMLError, RecursionError) as error:
+        line = str(error).replace("\n", " ")
+        raise UserError(f"recipe: {name} is not valid YAML ({line})") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"recipe: {name} holds {type(raw).__name__}, not a mapping with name and stages")
+    raw = copy.deepcopy(raw)  # YAML aliases would make one override change two stages
+    _apply(raw, parse_overrides(overrides), stage)
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"recipe {name}: {explain(error)}") from None
+
+
+def _agree(what: str, wanted: int | str | None, found: int | None) -> int | None:
+    if wanted == "from-data" or wanted == found:
+        return found
+    if what == "classes" and wanted is None:
+        return None
+    raise UserError(f"{what}: the recipe says {wanted}, the data has {found}")
+
+
+def stage_config(
+    recipe: Recipe, name: str, *, channels: int, classes: int | None, class_names: Sequence[str] | None
+) -> StageConfig:
+    """A stage's full configuration, once the data is known.
+
+    Args:
+        recipe: the whole recipe; an SR stage takes low resolution and schedule from the stage before.
+        name: the stage.
+        channels: of the data.
+        classes: of the data, or ``None``.
+        class_names: of the data, or ``None``.
+    """
+    stage = recipe.stage(name)
+    raw = stage.model_dump()
+    position = recipe.stages.index(stage)
+    if stage.conditioning is not None:
+        low = recipe.stages[position - 1]
+        filled: dict[str, Any] = {"low_resolution": low.resolution}
+        if stage.conditioning.augmentation == "gaussian":
+            filled["low_schedule"] = low.diffusion.noise_schedule.model_dump()
+        for key, value in filled.items():
+            given = raw["conditioning"][key]
+            if given is not None and given != value:
+                raise UserError(f"conditioning.{key}: {name} says {given}, but {low.name} before it has {value}")
+            raw["conditioning"][key] = value
+    settled_classes = _agree("classes", recipe.classes, classes)
+    raw["channels"] = _agree("channels", recipe.channels, channels)
+    raw["classes"] = settled_classes
+    raw["class_names"] = None if settled_classes is None or class_names is None else list(class_names)
+    raw["flip"] = recipe.flip
+    try:
+        return StageConfig.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"recipe {recipe.name}: {explain(error)}") from None

@@ -1,0 +1,44 @@
+"""Samples on disk: an ``.npz`` that evaluation suites read, or a folder of PNG files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cascaded_diffusion.cascade.pictures import save_png, to_picture
+from cascaded_diffusion.files import atomic_write, refuse_filled
+
+__all__ = ["class_folder", "to_rgb", "write_npz", "write_png_folder"]
+
+
+def to_rgb(images: np.ndarray) -> np.ndarray:
+    """Grey (N, H, W, 1) as three equal channels; colour as it is."""
+    return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
+
+
+def write_npz(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    """``arr_0`` uint8 (N, H, W, C) and ``arr_1`` int64 (N,), -1 without classes: the form the ADM evaluation suite reads."""
+    with atomic_write(path) as file:
+        np.savez(file, images, labels)
+
+
+def class_folder(name: str) -> str:
+    """A class's name as one path component: what a file system would stumble over becomes ``-``."""
+    return re.sub(r'[/\\:*?"<>|\x00-\x1f]+', "-", name).strip(" .") or "class"
+
+
+def write_png_folder(
+    folder: Path, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None, *, mark: str = ""
+) -> None:
+    """Write ``CLASSNAME/INDEX.png``, or ``INDEX.png`` without classes; ``mark`` is added to every file's name.
+
+    Raises:
+        UserError: the folder holds something already, which new samples must not be mixed with.
+    """
+    refuse_filled(folder)
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        name = "" if label < 0 else class_folder(class_names[label] if class_names else str(label))
+        save_png(to_picture(image), folder / name / f"{i:06d}{mark}.png")

@@ -1,0 +1,1 @@
+"""Training one stage: its run folder, its loop, its checkpoints."""

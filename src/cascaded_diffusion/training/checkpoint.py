@@ -1,0 +1,154 @@
+"""Checkpoints of a run: folders named by the images seen, complete or absent.
+
+A checkpoint is written under a name that starts with a dot and renamed when every file, the manifest with their hashes last, is
+on disk. ``checkpoints/`` therefore holds only complete folders.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cascaded_diffusion.cascade.stage import load_weights
+from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.files import read_json, sha256_of, sync_folder, write_json
+
+__all__ = [
+    "averaged_weights",
+    "checkpoint_folders",
+    "ema_file",
+    "find_checkpoint",
+    "load_optimizer",
+    "prune",
+    "read_checkpoint",
+    "write_checkpoint",
+]
+
+WEIGHTS = "model.safetensors"
+OPTIMIZER = "optimizer.pt"
+MANIFEST = "manifest.json"
+
+
+def ema_file(half_life: int) -> str:
+    """File name of one average's weights."""
+    return f"ema-{half_life}.safetensors"
+
+
+def checkpoint_folders(run: Path) -> list[Path]:
+    """The run's checkpoints, oldest first."""
+    folder = run / "checkpoints"
+    if not folder.is_dir():
+        return []
+    return sorted((p for p in folder.iterdir() if p.name.isdigit() and p.is_dir()), key=lambda p: int(p.name))
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def write_checkpoint(
+    run: Path,
+    images: int,
+    *,
+    weights: Mapping[str, Tensor],
+    averages: Mapping[int, Mapping[str, Tensor]],
+    optimizer: Mapping[str, Any],
+    extra: Mapping[str, Any],
+) -> Path:
+    """Write checkpoint ``images``; it exists under its name only when it is whole.
+
+    Args:
+        run: the run folder.
+        images: images seen, the folder's name.
+        weights: the network's.
+        averages: for each half-life, the averaged weights.
+        optimizer: its state dict.
+        extra: small facts for the manifest.
+    """
+    parent = run / "checkpoints"
+    parent.mkdir(parents=True, exist_ok=True)
+    for leftover in parent.glob(".writing-*"):
+        shutil.rmtree(leftover)
+    temporary = parent / f".writing-{images:012d}"
+    temporary.mkdir()
+    save_file({name: value.contiguous() for name, value in weights.items()}, temporary / WEIGHTS)
+    for half_life, average in averages.items():
+        save_file({name: value.contiguous() for name, value in average.items()}, temporary / ema_file(half_life))
+    torch.save(dict(optimizer), temporary / OPTIMIZER)
+    names = [WEIGHTS, *map(ema_file, averages), OPTIMIZER]
+    for name in names:
+        _flush(temporary / name)
+    hashes = {name: sha256_of(temporary / name) for name in names}
+    write_json(temporary / MANIFEST, {"format_version": 1, "images": images, **extra, "files": hashes})
+    final = parent / f"{images:012d}"
+    if final.exists():
+        shutil.rmtree(final)
+    temporary.rename(final)
+    sync_folder(parent)
+    return final
+
+
+def prune(run: Path, keep: int | None) -> None:
+    """Delete all but the newest ``keep`` checkpoints."""
+    if keep is not None:
+        for folder in checkpoint_folders(run)[:-keep]:
+            # A folder half deleted must not look like a checkpoint.
+            doomed = folder.with_name(f".deleting-{folder.name}")
+            folder.rename(doomed)
+            shutil.rmtree(doomed)
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """Check a checkpoint's files against its manifest and return the manifest; ``UserError`` names what is damaged."""
+    manifest = read_json(folder / MANIFEST)
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or not isinstance(manifest.get("images"), int):
+        raise UserError(f"{folder / MANIFEST}: not a checkpoint's manifest")
+    for name, expected in files.items():
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            raise UserError(f"{path}: missing from the checkpoint")
+        if sha256_of(path) != expected:
+            raise UserError(f"{path}: damaged (its SHA-256 is not the manifest's)")
+    return dict(manifest)
+
+
+def load_optimizer(folder: Path) -> dict[str, Any]:
+    """The optimizer's state of a checkpoint whose hashes have been checked."""
+    state: dict[str, Any] = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
+    return state
+
+
+def find_checkpoint(run: Path, images: int | None = None) -> Path:
+    """The newest checkpoint, or the one at exactly ``images``; ``UserError`` lists those there are."""
+    folders = checkpoint_folders(run)
+    if not folders:
+        raise UserError(f"{run}: no checkpoint; train the stage first")
+    if images is None:
+        return folders[-1]
+    for folder in folders:
+        if int(folder.name) == images:
+            return folder
+    raise UserError(
+        f"--checkpoint: no checkpoint at {images} images; allowed: {', '.join(str(int(f.name)) for f in folders)}"
+    )
+
+
+def averaged_weights(folder: Path, ema: str | None) -> tuple[dict[str, Tensor], str]:
+    """The weights to sample with: an average by half-life, the default one, or ``raw``; and which it was."""
+    manifest = read_checkpoint(folder)
+    half_lives = [int(h) for h in manifest.get("ema_half_lives", [])]
+    choice = str(half_lives[0]) if ema is None and half_lives else ema or "raw"
+    if choice == "raw":
+        return load_weights(folder / WEIGHTS), "raw"
+    if not choice.isdigit() or int(choice) not in half_lives:
+        raise UserError(f"--ema: {choice!r} is not kept by this run; allowed: {', '.join(map(str, half_lives))}, raw")
+    return load_weights(folder / ema_file(int(choice))), choice

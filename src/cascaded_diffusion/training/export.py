@@ -1,0 +1,60 @@
+"""From a run's checkpoint to a stage that can be sampled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cascaded_diffusion.cascade.manifest import MANIFEST_FILE, CascadeManifest
+from cascaded_diffusion.cascade.sampling import SamplingConfig
+from cascaded_diffusion.cascade.stage import CONFIG_FILE, WEIGHTS_FILE, Stage, StageConfig, build_network, fill_network
+from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.training.checkpoint import averaged_weights, find_checkpoint
+
+__all__ = ["is_run", "load_part", "stage_from_run"]
+
+
+def stage_from_run(run: Path, *, images: int | None = None, ema: str | None = None) -> tuple[Stage, dict[str, Any]]:
+    """A stage from a run's newest checkpoint, or the one at ``images``, and where its weights come from.
+
+    Args:
+        run: the run folder.
+        images: which checkpoint.
+        ema: half-life of the average in images, or ``raw``; default the first of training.ema_half_lives.
+    """
+    config = StageConfig.load(run / CONFIG_FILE)
+    folder = find_checkpoint(run, images)
+    weights, choice = averaged_weights(folder, ema)
+    network = build_network(config)
+    fill_network(network, {**network.state_dict(), **weights} if choice != "raw" else weights, folder)
+    return Stage(config, network), {"images": int(folder.name), "ema": choice}
+
+
+def load_part(
+    path: Path, *, images: int | None = None, ema: str | None = None
+) -> tuple[Stage, SamplingConfig, dict[str, Any]]:
+    """A stage, its default sampling settings and its provenance from a run folder, a stage folder or a cascade's sub-folder.
+
+    Settings that a search has stored in a cascade travel with the sub-folder.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; give run folders or stage folders")
+    if (path / MANIFEST_FILE).is_file():
+        raise UserError(f"{path}: a whole cascade; name its stage folders, such as {path / 'base32'}")
+    if not (path / CONFIG_FILE).is_file():
+        raise UserError(f"{path}: neither a run folder nor a stage folder (no {CONFIG_FILE})")
+    if not (path / WEIGHTS_FILE).is_file():
+        stage, provenance = stage_from_run(path, images=images, ema=ema)
+        return stage, stage.config.sampling, provenance
+    stage = Stage.load(path)
+    parent = path.resolve().parent
+    if (parent / MANIFEST_FILE).is_file():
+        for entry in CascadeManifest.read(parent).stages:
+            if entry.name == stage.name and entry.folder == path.resolve().name:
+                return stage, entry.sampling, entry.provenance
+    return stage, stage.config.sampling, {}
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run, from which a checkpoint can be chosen."""
+    return (path / "checkpoints").is_dir()

@@ -1,0 +1,77 @@
+"""Previews of a run: the same few samples, drawn again and again as the weights improve."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cascaded_diffusion.cascade.generate import sample_stage
+from cascaded_diffusion.cascade.pictures import labelled_grid, save_png
+from cascaded_diffusion.cascade.stage import Stage, StageConfig
+from cascaded_diffusion.data.prepared import PreparedData
+from cascaded_diffusion.networks.unet import UNet
+from cascaded_diffusion.pixels import to_float, to_uint8
+from cascaded_diffusion.precision import autocast
+
+__all__ = ["preview_picture", "stage_from_weights", "write_preview"]
+
+
+def stage_from_weights(config: StageConfig, network: nn.Module, weights: Mapping[str, Tensor]) -> Stage:
+    """A stage with ``weights`` in a copy of the network, so that training weights and averages never mix."""
+    twin = copy.deepcopy(network)
+    assert isinstance(twin, UNet)
+    twin.load_state_dict({**twin.state_dict(), **weights})
+    return Stage(config, twin)
+
+
+def _evenly(count: int, wanted: int) -> np.ndarray:
+    return np.unique(np.linspace(0, count - 1, wanted).round().astype(np.int64))
+
+
+def preview_picture(
+    stage: Stage, data: PreparedData, count: int, device: torch.device
+) -> tuple[list[tuple[str, np.ndarray]], str]:
+    """Rows of a preview: samples, and for an SR stage the low-res input above and the truth below, from held-out images."""
+    config = stage.config
+    split = data.split("val" if "val" in data.splits else "train")
+    where = _evenly(len(split), count)
+    index = torch.arange(len(where))
+    settings = config.sampling
+    if config.conditioning is None:
+        labels = None if config.classes is None else index.to(device) % config.classes
+        output = sample_stage(stage, settings, index=index, labels=labels)
+        return [("samples", to_uint8(output.x0))], f"{settings.sampler}, {settings.steps} steps"
+    if settings.augmentation == "truncated":
+        settings = settings.model_copy(update={"augmentation": "nontruncated"})  # real images have no sampler to stop
+    low_resolution = config.conditioning.low_resolution
+    assert low_resolution is not None
+    labels = None if config.classes is None else torch.from_numpy(split.labels[where]).to(device)
+    low = to_float(split.images(low_resolution)[where], device)
+    output = sample_stage(stage, settings, index=index, labels=labels, low_res=low)
+    shown = functional.interpolate(low, size=config.resolution, mode="nearest")
+    rows = [
+        ("low-res input", to_uint8(shown)),
+        ("output", to_uint8(output.x0)),
+        ("truth", np.asarray(split.images(config.resolution)[where])),
+    ]
+    return rows, f"{settings.sampler}, {settings.steps} steps, s={settings.s:g}"
+
+
+def write_preview(
+    run: Path, images: int, config: StageConfig, network: nn.Module, weights: Mapping[str, Tensor], data: PreparedData
+) -> Path:
+    """Sample with the averaged ``weights`` and write ``previews/IMAGES.png``."""
+    device = next(network.parameters()).device
+    stage = stage_from_weights(config, network, weights)
+    with autocast(config.training.precision, device):
+        rows, words = preview_picture(stage, data, config.training.preview_count, device)
+    path = run / "previews" / f"{images:012d}.png"
+    scale = max(1, 64 // config.resolution)
+    save_png(labelled_grid(rows, title=f"{config.name} after {images:,} images: {words}", scale=scale), path)
+    return path

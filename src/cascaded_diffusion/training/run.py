@@ -1,0 +1,109 @@
+"""The run folder of one stage: its lock, its recorded configuration, its log."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cascaded_diffusion.cascade.stage import CONFIG_FILE, StageConfig
+from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.files import atomic_write, read_json, write_json
+from cascaded_diffusion.training.checkpoint import checkpoint_folders
+
+__all__ = ["MetricsLog", "differences", "open_run", "run_lock"]
+
+METRICS_FILE = "metrics.jsonl"
+
+
+@contextlib.contextmanager
+def run_lock(run: Path) -> Iterator[None]:
+    """Hold a run folder for this process; the operating system lets go of it if the process dies."""
+    import fcntl  # not on Windows, where a run is simply not locked
+
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{run}: another process is training in this run folder") from None
+        yield
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        k: v for key, inner in value.items() for k, v in _flatten(inner, f"{prefix}.{key}" if prefix else key).items()
+    }
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """``key.path: old -> new`` for every setting that differs."""
+    before, after = _flatten(dict(old)), _flatten(dict(new))
+    keys = [*before, *(key for key in after if key not in before)]
+    return [
+        f"{key}: {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}"
+        for key in keys
+        if before.get(key) != after.get(key)
+    ]
+
+
+def open_run(run: Path, config: StageConfig, *, allow_changes: bool) -> Path | None:
+    """Record the configuration in a new run folder, or compare it with the recorded one.
+
+    Returns:
+        The newest checkpoint to resume from, or ``None`` for a new run.
+
+    Raises:
+        UserError: the folder belongs to something else, or the configuration changed without ``allow_changes``.
+    """
+    path = run / CONFIG_FILE
+    wanted = config.model_dump(mode="json")
+    if not path.exists():
+        strangers = [p.name for p in run.iterdir() if p.name != ".lock"] if run.is_dir() else []
+        if strangers:
+            raise UserError(f"{run}: not a run folder and not empty (it holds {strangers[0]}); choose another --out")
+        write_json(path, wanted)
+        return None
+    changed = differences(read_json(path), wanted)
+    if changed and not allow_changes:
+        raise UserError(
+            f"{run}: the settings differ from those the run was started with ({'; '.join(changed)}); "
+            "pass --allow-changes to go on with the new ones"
+        )
+    if changed:
+        write_json(path, wanted)
+    folders = checkpoint_folders(run)
+    return folders[-1] if folders else None
+
+
+class MetricsLog:
+    """``metrics.jsonl``: one JSON object a line, in order of images seen.
+
+    Opening it for a resumed run drops the lines that an interrupted run wrote after its last checkpoint, and half lines.
+    """
+
+    def __init__(self, run: Path, images: int) -> None:
+        self._path = run / METRICS_FILE
+        if self._path.exists():
+            kept = [line for line in self._path.read_bytes().splitlines(keepends=True) if _is_before(line, images)]
+            with atomic_write(self._path) as file:
+                file.writelines(kept)
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Append one line."""
+        with self._path.open("ab") as file:
+            file.write((json.dumps(dict(values)) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _is_before(line: bytes, images: int) -> bool:
+    try:
+        return line.endswith(b"\n") and int(json.loads(line)["images"]) <= images
+    except (ValueError, KeyError, TypeError):
+        return False

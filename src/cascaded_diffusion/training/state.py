@@ -1,0 +1,107 @@
+"""What a training run carries from step to step, and how it is saved and taken up again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from cascaded_diffusion.cascade.stage import StageConfig, build_network
+from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.networks.unet import UNet
+from cascaded_diffusion.randomness import derive_seed
+from cascaded_diffusion.training.checkpoint import (
+    WEIGHTS,
+    ema_file,
+    load_optimizer,
+    read_checkpoint,
+    write_checkpoint,
+)
+from cascaded_diffusion.training.config import TrainingConfig
+from cascaded_diffusion.training.ema import Averages
+
+__all__ = ["TrainingState", "learning_rate"]
+
+
+def learning_rate(config: TrainingConfig, images: int) -> float:
+    """The learning rate for the step that starts at ``images`` seen; a function of the recipe's length, never of --max-*."""
+    rate = config.learning_rate
+    if config.warmup_images:
+        rate *= min(1.0, (images + config.batch_size) / config.warmup_images)
+    share = images / config.images
+    if config.decay != "constant" and share > config.decay_start:
+        left = max(0.0, (1 - share) / (1 - config.decay_start))
+        rate *= left if config.decay == "linear" else 0.5 - 0.5 * float(torch.cos(torch.tensor(torch.pi * left)))
+    return rate
+
+
+def _optimizer(config: TrainingConfig, network: UNet, device: torch.device) -> torch.optim.Optimizer:
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(
+        network.parameters(),
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=device.type in ("cpu", "cuda"),
+    )
+
+
+@dataclass
+class TrainingState:
+    """Network, optimizer, averages and the count of images seen."""
+
+    config: StageConfig
+    network: UNet
+    optimizer: torch.optim.Optimizer
+    averages: Averages
+    images: int = 0
+
+    @classmethod
+    def fresh(cls, config: StageConfig, device: torch.device) -> TrainingState:
+        """A new state; the initial weights depend on the seed and the stage's name alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(config.training.seed, f"training/{config.name}/weights") >> 1)
+            network = build_network(config)
+        network = network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        training = config.training
+        averages = Averages(network, training.ema_half_lives, training.ema_rampup)
+        return cls(config, network, _optimizer(training, network, device), averages)
+
+    def save(self, run: Path) -> Path:
+        """Write a checkpoint. A state that is not finite is refused: it must never replace a good one."""
+        for name, parameter in self.network.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise RuntimeError(
+                    f"{self.config.name}: {name} is not finite after {self.images} images; nothing was saved"
+                )
+        return write_checkpoint(
+            run,
+            self.images,
+            weights=self.network.state_dict(),
+            averages=self.averages.weights,
+            optimizer=self.optimizer.state_dict(),
+            extra={
+                "stage": self.config.name,
+                "ema_half_lives": list(self.averages.half_lives),
+                "torch": torch.__version__,
+            },
+        )
+
+    def load(self, folder: Path) -> None:
+        """Take up a checkpoint; ``UserError`` if it is damaged or belongs to another network."""
+        manifest = read_checkpoint(folder)
+        try:
+            self.network.load_state_dict(load_file(folder / WEIGHTS))
+            for half_life in self.averages.half_lives:
+                if (folder / ema_file(half_life)).exists():
+                    self.averages.load(half_life, load_file(folder / ema_file(half_life)))
+                else:  # a half-life added by --allow-changes starts from the weights
+                    self.averages.load(half_life, dict(self.network.named_parameters()))
+            self.optimizer.load_state_dict(load_optimizer(folder))
+        except (RuntimeError, KeyError, ValueError) as error:
+            line = " ".join(str(error).split())[:300]
+            raise UserError(f"{folder}: does not fit this stage's network or optimizer ({line})") from None
+        self.images = int(manifest["images"])

@@ -1,0 +1,95 @@
+"""Files: complete or not there at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.files import atomic_write, read_json, sha256_of, sync_folder, write_json
+
+
+def test_a_file_takes_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file.bin"
+    with atomic_write(path) as file:
+        file.write(b"half")
+        file.flush()
+        assert not path.exists()
+        assert [entry.name[0] for entry in path.parent.iterdir()] == ["."]
+        file.write(b" and half")
+    assert path.read_bytes() == b"half and half"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failure_leaves_the_old_content_and_no_temporary(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"old")
+
+    def fail() -> None:
+        with atomic_write(path) as file:
+            file.write(b"new")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with atomic_write(tmp_path / "file") as file:
+            file.write(b"x")
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
+def test_json_goes_there_and_back(tmp_path: Path) -> None:
+    value = {"name": "Bücher", "numbers": [1, 2.5, None, True], "folder": {}}
+    write_json(tmp_path / "file.json", value)
+    assert read_json(tmp_path / "file.json") == value
+    assert (tmp_path / "file.json").read_bytes().endswith(b"}\n")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"a": 1,}', b"[" * 200_000])
+def test_malformed_json_is_told_in_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "file.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="not valid JSON") as caught:
+        read_json(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_oversized_and_unreadable_json_is_told_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    with pytest.raises(UserError, match="no such file"):
+        read_json(path)
+    path.write_text(json.dumps(list(range(100))))
+    with pytest.raises(UserError, match="at most 99 are read"):
+        read_json(path, limit=99)
+    assert len(read_json(path, limit=path.stat().st_size)) == 100
+    for unreadable in (tmp_path, path / "below-a-file.json"):
+        with pytest.raises(UserError, match="cannot be read"):
+            read_json(unreadable)
+
+
+def test_sha256_is_that_of_the_content(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 5000
+    (tmp_path / "file").write_bytes(content)
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_folder_can_be_flushed(tmp_path: Path) -> None:
+    sync_folder(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        sync_folder(tmp_path / "missing")
