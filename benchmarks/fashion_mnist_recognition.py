@@ -53,7 +53,7 @@ class Settings:
 
     steps: int
     batch_size: int = 128
-    peak_rate: float = 0.05
+    peak_rate: float = 0.08
     warm_up: float = 0.2
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -148,12 +148,11 @@ def convolution(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class Residual(nn.Module):
-    """x + two convolutions of x, which start at zero."""
+    """x + two convolutions of x."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.body = nn.Sequential(convolution(channels, channels), convolution(channels, channels))
-        nn.init.zeros_(self.body[1][1].weight)  # type: ignore[index]  # the last batch norm's gain
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to the same."""
@@ -450,7 +449,7 @@ def parser() -> argparse.ArgumentParser:
             )
         return sub
 
-    trainer = command("train-classifier", train_classifier, 3750)
+    trainer = command("train-classifier", train_classifier, 4000)
     trainer.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
     recogniser = command("recognise", recognise, None)
     recogniser.add_argument("--classifier", type=Path, required=True, metavar="FILE.safetensors")

@@ -37,7 +37,8 @@ def _explained(**values: object) -> str:
 
 
 def test_unknown_keys_are_refused_and_named() -> None:
-    assert _explained(rte=0.2) == "rte: Extra inputs are not permitted (given: 0.2)"
+    assert _explained(rte=0.2) == "rte: unknown key; did you mean rate? allowed: inner, many, rate"
+    assert _explained(many=[{"width": 2}, {"x": 1}]) == "many.1.x: unknown key; allowed: width"
 
 
 def test_the_path_and_the_value_are_told() -> None:

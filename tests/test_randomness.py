@@ -45,10 +45,13 @@ def test_words_are_the_generator_at_block_step_and_index() -> None:
 
 def test_numbers_never_change() -> None:
     """Shipped weights and published samples name a seed; these are the numbers that it stands for."""
-    assert derive_seed(0, "test") == 0x8A5DE98B08A8B4E7
-    assert random_words(1, "test", torch.tensor([2]), 4)[0].tolist() == [1, 2, 3, 4]
-    expected = torch.tensor([[0.0, 0.0, 0.0, 0.0]])
-    torch.testing.assert_close(normal(1, "test", torch.tensor([2]), (4,)), expected, rtol=0, atol=2e-6)
+    assert derive_seed(0, "test") == 0x8765A9D49C1DE3DA
+    two = torch.tensor([2])
+    assert random_words(1, "test", two, 4)[0].tolist() == [0x8ACA9FE9, 0x04CB929F, 0xB564B71F, 0xD4671CC9]
+    assert uniform(1, "test", two).tolist() == [0x8ACA9FE9 / 2**32]
+    expected = torch.tensor([[-0.28481439, 1.35409236, -1.06924748, -2.47417760]])
+    torch.testing.assert_close(normal(1, "test", two, (4,)), expected, rtol=0, atol=2e-6)
+    assert permutation(1, "test", 6).tolist() == [0, 5, 1, 3, 2, 4]
 
 
 @pytest.mark.parametrize("step", [0, 3])

@@ -1,6 +1,7 @@
 """Cascaded diffusion models: train, chain and sample.
 
-The public names below are imported when first used, so that ``import cascaded_diffusion`` is quick and does not load torch.
+The public names below are imported when first used, so that ``import cascaded_diffusion`` is quick and does not load
+torch.
 """
 
 from __future__ import annotations

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import difflib
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 __all__ = ["StrictModel", "explain"]
 
@@ -12,11 +16,24 @@ class StrictModel(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_unknown_keys(cls, value: Any) -> Any:
+        allowed = sorted(cls.model_fields)
+        for key in value if isinstance(value, dict) else ():
+            if key not in cls.model_fields:
+                close = difflib.get_close_matches(str(key), allowed, n=1)
+                hint = f"did you mean {close[0]}? " if close else ""
+                words = f"unknown key; {hint}allowed: {', '.join(allowed)}"
+                raise PydanticCustomError("unknown_key", "{words}", {"words": words, "key": str(key)})
+        return value
+
 
 def explain(error: ValidationError) -> str:
     """The first problem of a validation error in one line: the key's path, what is wrong, and the value given."""
     first = error.errors(include_url=False)[0]
-    path = ".".join(str(part) for part in first["loc"]) or "the file"
+    unknown = [first["ctx"]["key"]] if first["type"] == "unknown_key" else []
+    path = ".".join(str(part) for part in (*first["loc"], *unknown)) or "the file"
     message = first["msg"].removeprefix("Value error, ")
     given = first.get("input")
     own_words = message.startswith(f"{path.rpartition('.')[2]}: ")

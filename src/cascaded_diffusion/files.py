@@ -57,7 +57,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, *, limit: int = 64 * 2**20) -> Any:
-    """Read a JSON file of at most ``limit`` bytes; a missing, unreadable, oversized or malformed file is a ``UserError``."""
+    """Read a JSON file of at most ``limit`` bytes.
+
+    Raises:
+        UserError: the file is missing, unreadable, larger or malformed.
+    """
     try:
         size = path.stat().st_size
         if size > limit:

@@ -1,11 +1,12 @@
 """Randomness as a pure function of (seed, purpose, global image index).
 
-A counter-based generator, Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), written in
-tensor operations: image ``i`` gets the same numbers whichever rank, worker, batch or device asks for them, and a resumed
-run needs no saved generator state.
+A counter-based generator, Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011),
+written in tensor operations: image ``i`` gets the same numbers whichever rank, worker, batch or device asks for them,
+and a resumed run needs no saved generator state.
 
-The 64-bit key is a hash of (seed, purpose). The 128-bit counter is (block, step, index low, index high), where ``block``
-counts groups of four 32-bit words inside one image and ``step`` separates, for instance, the steps of a sampler.
+The 64-bit key is a hash of (seed, purpose). The 128-bit counter is (block, step, index low, index high), where
+``block`` counts groups of four 32-bit words inside one image and ``step`` separates, for instance, the steps of a
+sampler.
 """
 
 from __future__ import annotations

@@ -20,7 +20,10 @@ def to_rgb(images: np.ndarray) -> np.ndarray:
 
 
 def write_npz(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
-    """``arr_0`` uint8 (N, H, W, C) and ``arr_1`` int64 (N,), -1 without classes: the form the ADM evaluation suite reads."""
+    """Write the form that the ADM evaluation suite reads.
+
+    That is ``arr_0`` uint8 (N, H, W, C) and ``arr_1`` int64 (N,), -1 without classes.
+    """
     with atomic_write(path) as file:
         np.savez(file, images, labels)
 

@@ -3,74 +3,25 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from cascaded_diffusion.cascade.generate import sample_stage, stage_evaluations, stage_grids
 from cascaded_diffusion.cascade.manifest import CascadeManifest, check_chain, schedules_agree, verify_stage
 from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.cascade.save import write_cascade
-from cascaded_diffusion.cascade.settings import Choice, Requests, resolve_settings, stop_for
+from cascaded_diffusion.cascade.settings import Choice, Requests, resolve_settings
 from cascaded_diffusion.cascade.stage import Stage
-from cascaded_diffusion.diffusion.samplers import Step
+from cascaded_diffusion.cascade.walk import CascadeStep, Plan, Watch, first_batch_size, sample_batches
 from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.pixels import to_float, to_uint8
 from cascaded_diffusion.precision import autocast
 
 __all__ = ["Cascade", "CascadeStep", "Plan", "packaged_cascades"]
-
-
-class CascadeStep(NamedTuple):
-    """What a callback of :meth:`Cascade.sample` sees: the stage, its sampler's step, and which samples these are."""
-
-    stage: str
-    step: Step
-    samples: Tensor
-
-
-class Plan(NamedTuple):
-    """What a call of :meth:`Cascade.sample` will do: the stages that run, and their settings."""
-
-    stages: tuple[Stage, ...]
-    settings: dict[str, SamplingConfig]
-
-    def stop(self, position: int) -> float:
-        """The time at which the stage at ``position`` stops."""
-        above = self.stages[position + 1] if position + 1 < len(self.stages) else None
-        return stop_for(above, self.settings)
-
-    def steps(self) -> dict[str, int]:
-        """Sampler steps an image, for every stage."""
-        return {
-            stage.name: sum(len(g) - 1 for g in stage_grids(stage, self.settings[stage.name], self.stop(i)))
-            for i, stage in enumerate(self.stages)
-        }
-
-    def describe(self) -> str:
-        """The settings in words, such as ``base16 ddim 20 steps; sr32 ddim 10 steps, nontruncated s=0.1``."""
-        parts = []
-        for stage in self.stages:
-            settings = self.settings[stage.name]
-            words = [f"{stage.name} {settings.sampler} {settings.steps} steps"]
-            if settings.augmentation != "none":
-                words.append(f"{settings.augmentation} s={settings.s:g}")
-            if settings.guidance != 1:
-                words.append(f"guidance {settings.guidance:g}")
-            parts.append(", ".join(words))
-        return "; ".join(parts)
-
-    def evaluations(self) -> dict[str, int]:
-        """Network evaluations an image, for every stage."""
-        return {
-            stage.name: stage_evaluations(stage, self.settings[stage.name], self.stop(i))
-            for i, stage in enumerate(self.stages)
-        }
 
 
 def packaged_cascades() -> dict[str, Path]:
@@ -113,8 +64,10 @@ class Cascade:
         check_chain(configs, truncated=not no_truncated)
         self.stages = {stage.name: stage for stage in stages}
         self.defaults = {name: stage.config.sampling for name, stage in self.stages.items()} | dict(defaults or {})
+        for name, stage in self.stages.items():
+            _check_defaults(stage, self.defaults[name])
         self.truncated = {c.name: False for c in configs} | {
-            high.name: schedules_agree(low, high) for low, high in zip(configs, configs[1:], strict=False)
+            high.name: schedules_agree(low, high) for low, high in pairwise(configs)
         }
         self.classes = configs[0].classes
         self.class_names = configs[0].class_names
@@ -247,7 +200,7 @@ class Cascade:
         start_stage: str | None = None,
         until: str | None = None,
         return_stages: bool = False,
-        callback: Callable[[CascadeStep], None] | None = None,
+        callback: Watch | None = None,
         precision: Literal["auto", "fp32", "bf16"] = "fp32",
     ) -> np.ndarray | dict[str, np.ndarray]:
         """Sample images: uint8 (N, H, W, C), or with ``return_stages`` a dict of such arrays by stage name.
@@ -257,13 +210,13 @@ class Cascade:
         Args:
             num: how many; sample i has class i mod K of those chosen. Default: one of each.
             classes: ids or names; default all.
-            steps, sampler, augmentation, s, guidance: one value for all stages that it means something to, or a dict by stage
-                name; default: what the cascade recommends. A strength s > 0 on a stage whose default is no augmentation means
-                ``nontruncated``.
-            seed: of labels' noise; equal seeds give equal images.
+            steps, sampler, augmentation, s, guidance: one value for all stages that it means something to, or a dict by
+                stage name; default: what the cascade recommends. A strength s > 0 on a stage whose default is no
+                augmentation means ``nontruncated``.
+            seed: of the noise; equal seeds give equal images.
             batch_size: samples that are worked on at once; ``auto`` starts with 64 and halves when memory runs out.
-            low_res: uint8 (N, r, r, C) images for ``start_stage`` to enlarge. ``classes`` then are theirs in turn; left out,
-                they are enlarged without class where the stages have learned that.
+            low_res: uint8 (N, r, r, C) images for ``start_stage`` to enlarge. ``classes`` then are theirs in turn; left
+                out, they are enlarged without class where the stages have learned that.
             start_stage: the SR stage to start from, with ``low_res``; default the first SR stage.
             until: the last stage to run.
             return_stages: give every stage's images; of a stage that was stopped at s, its prediction of z_0.
@@ -275,37 +228,16 @@ class Cascade:
         """
         if low_res is not None and start_stage is None and len(self.stages) > 1:
             start_stage = list(self.stages)[1]
-        plan = self.plan(
-            steps=steps,
-            sampler=sampler,
-            augmentation=augmentation,
-            s=s,
-            guidance=guidance,
-            start_stage=start_stage,
-            until=until,
-        )
+        asked = {"steps": steps, "sampler": sampler, "augmentation": augmentation, "s": s, "guidance": guidance}
+        plan = self.plan(**asked, start_stage=start_stage, until=until)
         labels = torch.from_numpy(self.sample_labels(plan, num=num, classes=classes, low_res=low_res))
-        size = 64 if batch_size == "auto" else int(batch_size)
-        if size < 1:
-            raise UserError(f"batch_size: {batch_size!r} is not allowed; give a number from 1, or auto")
-        self._check_low_res(plan, low_res)
-        parts: list[dict[str, np.ndarray]] = []
-        start = 0
-        while start < len(labels):
-            index = torch.arange(start, min(start + size, len(labels)))
-            try:
-                with autocast(precision, self.device):
-                    parts.append(self._sample_batch(plan, index, labels, low_res, seed, callback))
-            except torch.OutOfMemoryError:
-                if batch_size != "auto" or size == 1:
-                    raise RuntimeError(
-                        f"out of memory with {size} samples at once; a smaller batch size needs less, auto finds one"
-                    ) from None
-                size //= 2
-                continue
-            start += len(index)
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return joined if return_stages else joined[plan.stages[-1].name]
+        first_batch_size(batch_size)
+        _check_low_res(plan, low_res)
+        with autocast(precision, self.device):
+            images = sample_batches(
+                plan, labels, low_res, seed=seed, batch_size=batch_size, device=self.device, callback=callback
+            )
+        return images if return_stages else images[plan.stages[-1].name]
 
     def sample_labels(
         self,
@@ -315,7 +247,7 @@ class Cascade:
         classes: Sequence[int | str] | None = None,
         low_res: np.ndarray | None = None,
     ) -> np.ndarray:
-        """The class of every sample that :meth:`sample` would make with these arguments: int64 (N,), -1 without class."""
+        """The class of each sample that :meth:`sample` would make of these arguments: int64 (N,), -1 without class."""
         ids = self.class_ids(classes)
         if low_res is not None:
             if num is not None and num != len(low_res):
@@ -330,54 +262,27 @@ class Cascade:
             raise UserError(f"num: {count} is not allowed; give a number from 1")
         return np.array(ids, np.int64)[np.arange(count) % len(ids)]
 
-    def _check_low_res(self, plan: Plan, low_res: np.ndarray | None) -> None:
-        first = plan.stages[0]
-        conditioning = first.config.conditioning
-        if conditioning is None:
-            if low_res is not None:
-                raise UserError(f"low_res: {first.name} is a base stage and takes no images")
-            return
-        side, channels = conditioning.low_resolution, first.config.channels
-        if low_res is None:
-            raise UserError(f"start_stage: {first.name} needs images of {side} pixels to start from")
-        if low_res.dtype != np.uint8 or low_res.shape[1:] != (side, side, channels):
-            raise UserError(
-                f"low_res: {low_res.dtype} {low_res.shape} does not fit {first.name}; allowed: uint8 (N, {side}, {side}, {channels})"
-            )
 
-    def _sample_batch(
-        self,
-        plan: Plan,
-        index: Tensor,
-        labels: Tensor,
-        low_res: np.ndarray | None,
-        seed: int,
-        callback: Callable[[CascadeStep], None] | None,
-    ) -> dict[str, np.ndarray]:
-        images: dict[str, np.ndarray] = {}
-        device = self.device
-        carried = None if low_res is None else to_float(low_res[index.numpy()], device)
-        batch_labels = labels[index].to(device)
-        for position, stage in enumerate(plan.stages):
+def _check_defaults(stage: Stage, sampling: SamplingConfig) -> None:
+    try:
+        stage.config.check_sampling(sampling)
+    except ValueError as error:
+        raise UserError(f"{stage.name}: {error}") from None
 
-            def watch(step: Step, name: str = stage.name) -> None:
-                if callback is not None:
-                    callback(CascadeStep(name, step, index))
 
-            output = sample_stage(
-                stage,
-                plan.settings[stage.name],
-                index=index,
-                labels=batch_labels if stage.config.classes is not None else None,
-                low_res=carried,
-                seed=seed,
-                stop=plan.stop(position),
-                callback=watch,
-            )
-            images[stage.name] = to_uint8(output.x0)
-            # Only a truncated stage above takes z_s; the others get an image, as in training.
-            carried = output.x if plan.stop(position) > 0 else output.x0
-        return images
+def _check_low_res(plan: Plan, low_res: np.ndarray | None) -> None:
+    first = plan.stages[0]
+    conditioning = first.config.conditioning
+    if conditioning is None:
+        if low_res is not None:
+            raise UserError(f"low_res: {first.name} is a base stage and takes no images")
+        return
+    side, channels = conditioning.low_resolution, first.config.channels
+    if low_res is None:
+        raise UserError(f"start_stage: {first.name} needs images of {side} pixels to start from")
+    if low_res.dtype != np.uint8 or low_res.shape[1:] != (side, side, channels):
+        allowed = f"uint8 (N, {side}, {side}, {channels})"
+        raise UserError(f"low_res: {low_res.dtype} {low_res.shape} does not fit {first.name}; allowed: {allowed}")
 
 
 def _refuse_without_class(plan: Plan) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,9 +16,10 @@ from cascaded_diffusion.diffusion.grid import extension_grid, sampling_grid
 from cascaded_diffusion.diffusion.process import q_sample
 from cascaded_diffusion.diffusion.samplers import SAMPLERS, Callback, Denoiser, NoiseSource, Step, evaluations
 from cascaded_diffusion.diffusion.schedule import Level
+from cascaded_diffusion.pixels import to_float
 from cascaded_diffusion.randomness import normal
 
-__all__ = ["StageOutput", "sample_stage", "stage_evaluations", "stage_grids"]
+__all__ = ["StageOutput", "low_res_input", "sample_stage", "stage_evaluations", "stage_grids"]
 
 
 class StageOutput(NamedTuple):
@@ -58,6 +60,22 @@ def _conditioning(
     return condition_for_sampling(
         conditioning, stage.low_schedule, low_res, mode=settings.augmentation, s=settings.s, noise=noise
     )
+
+
+def low_res_input(stage: Stage, low_res: np.ndarray, *, s: float, seed: int = 0) -> Tensor:
+    """What a gaussian stage sees of given images at strength s: float (N, C, r, r), the very input of ``nontruncated``.
+
+    Args:
+        stage: an SR stage with gaussian augmentation.
+        low_res: uint8 (N, r, r, C); image i gets the noise of sample i.
+        s: strength.
+        seed: the sample's seed.
+    """
+    device = next(stage.network.parameters()).device
+    settings = stage.config.sampling.model_copy(update={"augmentation": "nontruncated", "s": s})
+    condition = _conditioning(stage, settings, to_float(low_res, device), seed, torch.arange(len(low_res)))
+    assert condition is not None  # an SR stage always has one
+    return condition.image
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -111,29 +112,45 @@ def check_chain(configs: Sequence[StageConfig], *, truncated: bool = True) -> No
         configs: in order.
         truncated: whether truncated sampling is wanted, which needs equal schedules.
     """
+    if not configs:
+        raise UserError("a cascade needs at least one stage, none was given")
     base = configs[0]
     if not base.is_base:
         raise UserError(f"the first stage of a cascade is a base stage, {base.name} is not one")
-    for low, high in zip(configs, configs[1:], strict=False):
-        conditioning = high.conditioning
-        if conditioning is None:
-            raise UserError(f"{high.name}: a base stage can only be the first of a cascade, not after {low.name}")
-        if conditioning.low_resolution != low.resolution:
-            raise UserError(
-                f"{high.name} enlarges images of {conditioning.low_resolution} pixels, {low.name} makes {low.resolution}"
-            )
-        if high.channels != low.channels:
-            raise UserError(f"{high.name} has {high.channels} image channels, {low.name} has {low.channels}")
+    for low, high in pairwise(configs):
+        _check_images(low, high)
         if high.classes is not None and (high.classes, high.class_names) != (base.classes, base.class_names):
             raise UserError(
-                f"{high.name} has {_classes(high)}, {base.name} has {_classes(base)}; the classes of a cascade must agree"
+                f"{high.name} has {_classes(high)}, {base.name} has {_classes(base)}; "
+                "the classes of a cascade must agree"
             )
-        if truncated and conditioning.augmentation == "gaussian" and not schedules_agree(low, high):
-            assert conditioning.low_schedule is not None  # settled by StageConfig
-            raise UserError(
-                f"{high.name} was trained for a stage below with schedule {conditioning.low_schedule.describe()}, {low.name} has "
-                f"{low.diffusion.noise_schedule.describe()}; --no-truncated gives up truncated sampling and assembles them"
-            )
+        if truncated:
+            _check_schedule(low, high)
+
+
+def _check_images(low: StageConfig, high: StageConfig) -> None:
+    """Refuse a stage that does not take the images of the one below."""
+    if high.conditioning is None:
+        raise UserError(f"{high.name}: a base stage can only be the first of a cascade, not after {low.name}")
+    side = high.conditioning.low_resolution
+    if side != low.resolution:
+        raise UserError(f"{high.name} enlarges images of {side} pixels, {low.name} makes {low.resolution}")
+    if high.channels != low.channels:
+        raise UserError(f"{high.name} has {high.channels} image channels, {low.name} has {low.channels}")
+
+
+def _check_schedule(low: StageConfig, high: StageConfig) -> None:
+    """Refuse a gaussian stage to which s means something else than to the stage below."""
+    conditioning = high.conditioning
+    if conditioning is None or conditioning.augmentation != "gaussian":
+        return
+    wanted = conditioning.low_schedule
+    assert wanted is not None  # settled by StageConfig
+    if not schedules_agree(low, high):
+        raise UserError(
+            f"{high.name} was trained for a stage below with schedule {wanted.describe()}, {low.name} has "
+            f"{low.diffusion.noise_schedule.describe()}; --no-truncated gives up truncated sampling and assembles them"
+        )
 
 
 def _classes(config: StageConfig) -> str:

@@ -27,8 +27,8 @@ def write_cascade(
 
     Args:
         path: a folder that does not exist or is empty.
-        parts: for each stage in order: the stage, its default sampling settings, whether the stage below can be stopped at s
-            for it, and its provenance.
+        parts: for each stage in order: the stage, its default sampling settings, whether the stage below can be stopped
+            at s for it, and its provenance.
         dtype: of the weights on disk.
     """
     with new_folder(path) as folder:

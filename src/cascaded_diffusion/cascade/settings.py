@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -105,7 +106,8 @@ def _augmentation(
     if settled == "truncated" and why_not_truncated is not None:
         if mode is not None:
             raise UserError(
-                f"augmentation: truncated is not available, {stage.name} {why_not_truncated}; allowed: nontruncated, none"
+                f"augmentation: truncated is not available, {stage.name} {why_not_truncated}; "
+                "allowed: nontruncated, none"
             )
         settled = "nontruncated"
     strength = default.s if s is None else _number("s", stage, s, 0, conditioning.s_max)
@@ -134,38 +136,43 @@ def resolve_settings(
     Raises:
         UserError: anything asked for that a stage cannot do, with the value and what is allowed.
     """
-
-    def always(stage: Stage) -> bool:
-        return True
-
-    steps = _spread("steps", requests.steps, stages, always, str, None)
-    samplers = _spread("sampler", requests.sampler, stages, always, str, None)
-    modes = _spread("augmentation", requests.augmentation, stages, _gaussian, _why_no_s, "none")
-    strengths = _spread("s", requests.s, stages, _gaussian, _why_no_s, None)
-    guidance = _spread("guidance", requests.guidance, stages, _can_guide, _why_no_guidance, 1.0)
-    if isinstance(requests.augmentation, str):
-        _one_of("augmentation", stages[0], requests.augmentation, SAMPLING_MODES)
+    choices = _spread_all(stages, requests)
     settled: dict[str, SamplingConfig] = {}
     for position, stage in enumerate(stages):
-        changes: dict[str, Any] = {}
-        if stage.name in steps:
-            changes["steps"] = steps[stage.name]
-        if stage.name in samplers:
-            changes["sampler"] = _one_of("sampler", stage, samplers[stage.name], get_args(SamplerName))
-        if stage.name in guidance:
-            changes["guidance"] = _number("guidance", stage, guidance[stage.name], 0, 100)
+        default = defaults[stage.name]
+        changes = {key: values[stage.name] for key, values in choices.items() if stage.name in values}
+        if "sampler" in changes:
+            changes["sampler"] = _one_of("sampler", stage, changes["sampler"], get_args(SamplerName))
+        if "guidance" in changes:
+            changes["guidance"] = _number("guidance", stage, changes["guidance"], 0, 100)
         if _gaussian(stage):
             why = None if truncated.get(stage.name) else "was assembled with --no-truncated"
             if position == 0:
                 why = "starts from given images"
-            changes |= _augmentation(
-                stage, defaults[stage.name], modes.get(stage.name), strengths.get(stage.name), why_not_truncated=why
-            )
-        settled[stage.name] = _validated(stage, defaults[stage.name], changes)
-    for position, stage in enumerate(stages):
-        above = stages[position + 1] if position + 1 < len(stages) else None
-        stage_grids(stage, settled[stage.name], stop_for(above, settled))
+            mode, s = changes.get("augmentation"), changes.get("s")
+            changes |= _augmentation(stage, default, mode, s, why_not_truncated=why)
+        settled[stage.name] = _validated(stage, default, changes)
+    for low, above in zip_longest(stages, stages[1:]):
+        stage_grids(low, settled[low.name], stop_for(above, settled))  # refuses steps that the stage does not have
     return settled
+
+
+def _spread_all(stages: Sequence[Stage], requests: Requests) -> dict[str, dict[str, Any]]:
+    """Every request as setting -> stage name -> value, for the stages that it means something to."""
+
+    def always(stage: Stage) -> bool:
+        return True
+
+    choices = {
+        "steps": _spread("steps", requests.steps, stages, always, str, None),
+        "sampler": _spread("sampler", requests.sampler, stages, always, str, None),
+        "augmentation": _spread("augmentation", requests.augmentation, stages, _gaussian, _why_no_s, "none"),
+        "s": _spread("s", requests.s, stages, _gaussian, _why_no_s, None),
+        "guidance": _spread("guidance", requests.guidance, stages, _can_guide, _why_no_guidance, 1.0),
+    }
+    if isinstance(requests.augmentation, str):  # also where no stage would look at it
+        _one_of("augmentation", stages[0], requests.augmentation, SAMPLING_MODES)
+    return choices
 
 
 def _validated(stage: Stage, default: SamplingConfig, changes: dict[str, Any]) -> SamplingConfig:

@@ -55,14 +55,18 @@ class StageRecipe(StrictModel):
             raise ValueError(f"conditioning: {self.name} is a base stage and has no low-resolution input; remove it")
         if not self.is_base and self.conditioning is None:
             raise ValueError(f"conditioning: {self.name} is an SR stage and needs it")
-        self._check_sampling()
+        self.check_sampling(self.sampling)
+        low = self.conditioning.low_resolution if self.conditioning is not None else None
+        if low is not None and low >= self.resolution:
+            raise ValueError(f"conditioning.low_resolution: {low} is not below {self.resolution}")
         # Raises if the levels do not divide the resolution or attention has no place.
         self.network.level_resolutions(self.resolution)
         self.network.block_counts()
         return self
 
-    def _check_sampling(self) -> None:
-        sampling, conditioning = self.sampling, self.conditioning
+    def check_sampling(self, sampling: SamplingConfig) -> None:
+        """``ValueError`` for sampling settings that a stage trained like this has not learned."""
+        conditioning = self.conditioning
         gaussian = conditioning is not None and conditioning.augmentation == "gaussian"
         if sampling.augmentation != "none" and not gaussian:
             raise ValueError(f"sampling.augmentation: {sampling.augmentation} needs conditioning.augmentation gaussian")
@@ -70,11 +74,10 @@ class StageRecipe(StrictModel):
             raise ValueError(f"sampling.s: {sampling.s:g} is above conditioning.s_max {conditioning.s_max:g}")
         if sampling.endpoints is not None and not self.diffusion.noise_schedule.is_continuous:
             raise ValueError("sampling.endpoints: a sampling schedule of its own needs a continuous noise_schedule")
-        if conditioning is not None and conditioning.low_resolution is not None:
-            if conditioning.low_resolution >= self.resolution:
-                raise ValueError(
-                    f"conditioning.low_resolution: {conditioning.low_resolution} is not below {self.resolution}"
-                )
+        if sampling.guidance != 1 and self.training.class_dropout == 0:
+            raise ValueError(
+                f"sampling.guidance: {sampling.guidance:g} needs training.class_dropout above 0; allowed 1"
+            )
 
 
 class StageConfig(StageRecipe):
@@ -133,7 +136,11 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def fill_network(network: UNet, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Load weights in any floating-point type; missing, unexpected and misshaped tensors are a ``UserError`` that names them."""
+    """Load weights of any floating-point type.
+
+    Raises:
+        UserError: naming the tensors that are missing, unexpected or of another shape.
+    """
     own = network.state_dict()
     missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     shapes = [key for key in sorted(own.keys() & weights.keys()) if own[key].shape != weights[key].shape]
@@ -177,7 +184,7 @@ class Stage:
         return cls(config, network)
 
     def save(self, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
-        """Write the stage folder, its weights in ``dtype`` (float16 halves them; they are float32 again when loaded)."""
+        """Write the stage folder with the weights in ``dtype``: float16 halves them; loaded they are float32 again."""
         folder.mkdir(parents=True, exist_ok=True)
         state = {key: value.to(dtype).contiguous() for key, value in self.network.state_dict().items()}
         save_file(state, folder / WEIGHTS_FILE)
@@ -188,7 +195,8 @@ class Stage:
     ) -> NetworkCall:
         """The network with its conditions filled in; guidance runs both halves as one batch.
 
-        Guided output = without class + guidance (with class - without), Ho & Salimans (2207.12598) eq. 6 with w = guidance - 1.
+        Guided output = without class + guidance (with class - without): Ho & Salimans (2207.12598), eq. 6 with
+        w = guidance - 1.
         """
 
         def plain(x: Tensor, time: Tensor) -> Tensor:

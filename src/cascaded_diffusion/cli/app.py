@@ -24,16 +24,15 @@ from cascaded_diffusion.version import VERSION
 
 __all__ = ["app", "main"]
 
-# typer re-exports only one member of this family; its bases are every error that the command line's parser raises.
-
+# typer re-exports only one member of this family; this base is every error that the parser raises.
 _ParserError: Any = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="cdm",
     help="Cascaded diffusion models: prepare images, train each stage alone, chain the stages, sample.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich's import takes longer than everything else that help needs
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -44,26 +43,29 @@ def _show_version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     traceback: Annotated[bool, typer.Option("--traceback", help="Show where an unexpected error came from.")] = False,
 ) -> None:
     """Cascaded diffusion models: prepare images, train each stage alone, chain the stages, sample."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
-for _name, _command in (
-    ("demo", demo_command),
-    ("recipe", recipe_command),
-    ("prepare", prepare_command),
-    ("plan", plan_command),
-    ("train", train_command),
-    ("assemble", assemble_command),
-    ("sample", sample_command),
+for _name, _command, _summary in (
+    ("demo", demo_command, "The whole story in minutes, from what the package ships."),
+    ("recipe", recipe_command, "List the packaged recipes, or print one to edit."),
+    ("prepare", prepare_command, "Crop and resize images for training."),
+    ("plan", plan_command, "What a recipe's stages cost, before anything runs."),
+    ("train", train_command, "Train one stage; the same command resumes."),
+    ("assemble", assemble_command, "Chain trained stages into a cascade."),
+    ("sample", sample_command, "Sample images from a cascade, or enlarge given ones."),
 ):
-    app.command(_name)(_command)
+    app.command(_name, short_help=_summary)(_command)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -75,7 +77,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run ``cdm`` and exit: 0, 1 for a failure while running, 2 for what the user can put right, 130/143 for signals."""
+    """Run ``cdm`` and exit with 0, 1 for a failure while running, 2 for a user's error, 130 or 143 after a signal."""
     given = sys.argv[1:] if arguments is None else arguments
     signal.signal(signal.SIGTERM, _end)
     try:
@@ -85,20 +87,17 @@ def main(arguments: list[str] | None = None) -> None:
     except _ParserError as error:
         context = getattr(error, "ctx", None)
         where = f" ({context.command_path} --help shows what is allowed)" if context is not None else ""
-        status = _complain(f"{' '.join(error.format_message().split())}{where}" if error.format_message() else "", 2)
+        status = _complain(" ".join(error.format_message().split()).rstrip(".") + where, 2)
     except (KeyboardInterrupt, typer.Abort):
         status = _complain("interrupted", 130)
-    except Exception as error:
+    except Exception as error:  # the last resort: any failure is told in one line
         if "--traceback" in given:
             raise
-        hint = (
-            f"{type(error).__name__}: {_one_line(error)}" if not isinstance(error, RuntimeError) else _one_line(error)
-        )
-        status = _complain(f"{hint} (cdm --traceback ... shows where)", 1)
+        kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
+        status = _complain(f"{kind}{_one_line(error)} (cdm --traceback ... shows where)", 1)
     sys.exit(status if isinstance(status, int) else 0)
 
 
 def _complain(line: str, status: int) -> int:
-    if line:
-        sys.stderr.write(f"cdm: {line}\n")
+    sys.stderr.write(f"cdm: {line}\n")
     return status

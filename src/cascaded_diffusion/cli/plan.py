@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cascaded_diffusion.cli.places import tell_which
+from cascaded_diffusion.cli.values import whole_from
 from cascaded_diffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,10 +22,15 @@ ASSUMED_UTILISATION = 0.3
 
 def plan_command(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A packaged recipe's name or a YAML file.")],
-    gpus: Annotated[int, typer.Option("--gpus", min=1, metavar="N", help="GPUs that share the global batch.")] = 1,
+    gpus: Annotated[
+        int, typer.Option("--gpus", parser=whole_from(1), metavar="N", help="GPUs that share the global batch.")
+    ] = 1,
     gpu: Annotated[str, typer.Option("--gpu", metavar="NAME", help=f"One of {', '.join(PEAK_TFLOPS)}.")] = "h100",
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, metavar="N", help="Global batch size instead of the recipe's.")
+        int | None,
+        typer.Option(
+            "--batch-size", parser=whole_from(1), metavar="N", help="Global batch size instead of the recipe's."
+        ),
     ] = None,
 ) -> None:
     """Parameters, FLOPs, estimated training memory and time of every stage, found on the meta device.
@@ -32,8 +39,10 @@ def plan_command(
     """
     if gpu not in PEAK_TFLOPS:
         raise UserError(f"--gpu: {gpu!r} is not known; allowed: {', '.join(PEAK_TFLOPS)}")
+    from cascaded_diffusion.recipes.packaged import packaged_names
     from cascaded_diffusion.recipes.recipe import load_recipe, stage_config
 
+    tell_which("recipe", recipe, packaged_names())
     loaded = load_recipe(recipe)
     channels = 3 if loaded.channels == "from-data" else loaded.channels
     classes = None if loaded.classes == "from-data" else loaded.classes
@@ -52,8 +61,9 @@ def plan_command(
     for row in rows:
         typer.echo("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
     typer.echo(
-        f"memory: fp32 weights, gradients, Adam, averages and activations of one GPU's share of the batch, {gpus} GPU(s); "
-        f"time: at {ASSUMED_UTILISATION:.0%} of {gpu}'s {PEAK_TFLOPS[gpu]} TFLOP/s (assumed, not measured)"
+        "memory: fp32 weights, gradients, Adam, averages and activations of one GPU's share of the batch, "
+        f"{gpus} GPU(s); time: at {ASSUMED_UTILISATION:.0%} of {gpu}'s {PEAK_TFLOPS[gpu]} TFLOP/s, "
+        "which is assumed and not measured"
     )
 
 
@@ -84,12 +94,18 @@ def _row(config: StageConfig, batch: int, gpus: int, peak: float) -> list[str]:
     gpu_hours = total / (peak * ASSUMED_UTILISATION) / 3600
     return [
         config.name,
-        f"{price.parameters / 1e6:,.1f} M",
-        f"{price.forward_flops / 1e9:,.1f}",
+        f"{_figure(price.parameters / 1e6)} M",
+        _figure(price.forward_flops / 1e9),
         f"{batch:,}",
-        f"{price.training_bytes(share, emas=len(config.training.ema_half_lives)) / 2**30:,.1f} GiB",
+        f"{_figure(price.training_bytes(share, emas=len(config.training.ema_half_lives)) / 2**30)} GiB",
         f"{config.training.images:,}",
         f"{total:.2e}",
-        f"{gpu_hours:,.1f}",
-        f"{gpu_hours / gpus:,.1f}",
+        _figure(gpu_hours),
+        _figure(gpu_hours / gpus),
     ]
+
+
+def _figure(value: float) -> str:
+    if value >= 10:
+        return f"{value:,.1f}"
+    return f"{value:.2g}" if value >= 0.001 else "<0.001"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cascaded_diffusion.cli.values import number_from, whole_from
 from cascaded_diffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,12 +30,20 @@ def prepare_command(
     val: Annotated[
         float | None,
         typer.Option(
-            "--val", metavar="FRACTION", help="Fraction of the images for val, chosen by their content's hash."
+            "--val",
+            parser=number_from(0),
+            metavar="FRACTION",
+            help="Fraction of the images for val, chosen by their content's hash.",
         ),
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", metavar="N", help="Only the first N images of each split, in class-balanced order."),
+        typer.Option(
+            "--limit",
+            parser=whole_from(1),
+            metavar="N",
+            help="Only the first N images of each split, in class-balanced order.",
+        ),
     ] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave unreadable files out, and list them, instead of stopping.")
@@ -45,7 +54,10 @@ def prepare_command(
     workers: Annotated[
         int | None,
         typer.Option(
-            "--workers", metavar="N", help="Processes to use (default: one per processor; 0: none beside this)."
+            "--workers",
+            parser=whole_from(0),
+            metavar="N",
+            help="Processes to use (default: one per processor; 0: none beside this).",
         ),
     ] = None,
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,10 +32,7 @@ class ProgressDisplay:
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task: TaskID | None = None
-        self._what = ""
-        self._first = 0
-        self._started = self._told = 0.0
+        self._works: dict[str, _Work] = {}
 
     def __enter__(self) -> ProgressDisplay:
         self._bar.start()
@@ -53,22 +51,35 @@ class ProgressDisplay:
     def begin(self, what: str, done: int = 0) -> None:
         """Start the clock of a piece of work of which ``done`` images were done before."""
         now = time.monotonic()
-        self._what, self._started, self._told, self._first = what, now, now, done
-        self._task = None
+        self._works[what] = _Work(first=done, started=now, told=now)
 
-    def advance(self, what: str, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` images are through the step called ``what``."""
+    def advance(self, what: str, done: int, total: int, note: str = "") -> None:
+        """Show that ``done`` of ``total`` images are through the work called ``what``; several may go on side by side."""
         now = time.monotonic()
-        if what != self._what:
+        if what not in self._works:
             self.begin(what)
-        if self._task is None:
-            self._task = self._bar.add_task(what, total=total, rate="")
-        seconds = max(now - self._started, 1e-9)
-        speed = (done - self._first) / seconds
+        work = self._works[what]
+        if work.task is None:
+            work.task = self._bar.add_task(what, total=total, rate="")
+        work.note = note or work.note
+        seconds = max(now - work.started, 1e-9)
+        speed = (done - work.first) / seconds
         pace = "" if seconds <= 0.1 else f"{speed:,.0f} images/s" if speed >= 10 else f"{speed:.2g} images/s"
+        pace = ", ".join(part for part in (pace, work.note) if part)
         if self._console.is_terminal:
-            self._bar.update(self._task, completed=done, total=total, rate=pace)
-        elif done >= total or now - self._told >= PLAIN_INTERVAL_S:
-            self._told = now
+            self._bar.update(work.task, completed=done, total=total, rate=pace)
+        elif done >= total or now - work.told >= PLAIN_INTERVAL_S:
+            work.told = now
             left = f"{(total - done) / speed:,.0f} s left" if done < total and speed > 0 else ""
             self.note(", ".join(part for part in (f"{what}: {done:,} of {total:,}", pace, left) if part))
+
+
+@dataclass
+class _Work:
+    """One bar: where it began, when a plain line was last written, and what else is known of it."""
+
+    first: int
+    started: float
+    told: float
+    task: TaskID | None = None
+    note: str = ""

@@ -13,7 +13,7 @@ __all__ = ["recipe_command"]
 
 
 def recipe_command(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The recipe to print.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="The recipe to print.")] = None,
     list_all: Annotated[bool, typer.Option("--list", help="List the packaged recipes.")] = False,
 ) -> None:
     """List the packaged recipes with expected time, memory and score, or print one to edit.

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cascaded_diffusion.cli.values import per_stage, split_classes, to_number
+from cascaded_diffusion.cli.places import check_place, tell_which
+from cascaded_diffusion.cli.values import per_stage, split_classes, to_number, whole_from
 from cascaded_diffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,12 +32,15 @@ def sample_command(
         str | None, typer.Option("--classes", metavar="3,Bag", help="Class ids or names; default all.")
     ] = None,
     num: Annotated[
-        int | None, typer.Option("--num", min=1, metavar="N", help="How many; they cycle through the classes.")
+        int | None,
+        typer.Option("--num", parser=whole_from(1), metavar="N", help="How many; they cycle through the classes."),
     ] = None,
     per_class: Annotated[
-        int | None, typer.Option("--per-class", min=1, metavar="N", help="How many of each class.")
+        int | None, typer.Option("--per-class", parser=whole_from(1), metavar="N", help="How many of each class.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Equal seeds give equal images.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", parser=whole_from(0), metavar="N", help="Equal seeds give equal images.")
+    ] = 0,
     batch_size: Annotated[
         str, typer.Option("--batch-size", metavar="N|auto", help="Images at once; auto halves until they fit.")
     ] = "auto",
@@ -150,16 +154,18 @@ def _check_places(out: Path, grid: Path | None, stages: Path | None) -> None:
         raise UserError(f"--grid: {grid} is not the name of a .png file")
     if stages is not None:
         refuse_filled(stages)
+        if stages.resolve() == out.resolve():
+            raise UserError(f"--stages: {stages} is --out too; give another folder")
+    for option, path in (("--out", out), ("--grid", grid), ("--stages", stages)):
+        if path is not None:
+            check_place(option, path)
 
 
 def _open(name: str, device: str | None) -> Cascade:
     from cascaded_diffusion.cascade.chain import Cascade, packaged_cascades
     from cascaded_diffusion.precision import pick_device
 
-    if name in packaged_cascades() and Path(name).exists():
-        typer.echo(
-            f"{name}: the packaged cascade is used, not what has this name here (write ./{name} for that)", err=True
-        )
+    tell_which("cascade", name, packaged_cascades())
     return Cascade.from_pretrained(name).to(pick_device(device))
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cascaded_diffusion.cli.places import check_place, tell_which
+from cascaded_diffusion.cli.values import number_from, whole_from
 from cascaded_diffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,10 +29,16 @@ def train_command(
     ] = None,
     max_images: Annotated[
         int | None,
-        typer.Option("--max-images", min=1, metavar="N", help="Stop at this total, rounded up to a whole batch."),
+        typer.Option(
+            "--max-images",
+            parser=whole_from(1),
+            metavar="N",
+            help="Stop at this total, rounded up to a whole batch.",
+        ),
     ] = None,
     max_seconds: Annotated[
-        float | None, typer.Option("--max-seconds", min=0, metavar="S", help="Stop, and save, after this time.")
+        float | None,
+        typer.Option("--max-seconds", parser=number_from(0), metavar="S", help="Stop, and save, after this time."),
     ] = None,
     device: Annotated[
         str | None, typer.Option("--device", metavar="D", help="cpu, cuda, ...; default the best.")
@@ -43,8 +51,10 @@ def train_command(
 
     The same command again resumes from the newest checkpoint. SIGTERM and Ctrl-C save and leave.
     """
+    from cascaded_diffusion.recipes.packaged import packaged_names
     from cascaded_diffusion.recipes.recipe import load_recipe, stage_config
 
+    tell_which("recipe", recipe, packaged_names())
     loaded = load_recipe(recipe, overrides=settings or (), stage=stage)
     loaded.stage(stage)
     from cascaded_diffusion.cli.progress import ProgressDisplay
@@ -58,6 +68,7 @@ def train_command(
     )
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is a file; give a folder")
+    check_place("--out", out)
     place = pick_device(device)
     with ProgressDisplay() as display:
         watcher = _Watcher(display, stage)
@@ -78,12 +89,16 @@ def train_command(
 
 
 class _Watcher:
-    """Shows the loop's progress; counts speed from where this process began, not from where the run did."""
+    """Shows the loop's progress; counts speed from where this process began, not the run."""
 
     def __init__(self, display: ProgressDisplay, stage: str) -> None:
         self._display, self._stage = display, stage
+        self._begun = False
 
     def __call__(self, progress: Progress) -> None:
+        if not self._begun:
+            self._display.begin(self._stage, progress.images)
+            self._begun = True
         self._display.advance(self._stage, progress.images, progress.target)
         if progress.metrics is not None:
             metrics = progress.metrics

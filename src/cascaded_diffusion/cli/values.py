@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import typer
+
 from cascaded_diffusion.errors import UserError
 
-__all__ = ["per_stage", "split_classes", "to_number"]
+__all__ = ["number_from", "per_stage", "split_classes", "to_number", "whole_from"]
 
 T = TypeVar("T")
+
+
+def whole_from(minimum: int) -> Callable[[Any], int]:
+    """A typer parser of whole numbers from ``minimum``; unlike typer's own, its complaint tells the value given."""
+
+    def read(value: Any) -> int:
+        text = str(value)
+        if not text.removeprefix("-").isdecimal() or not text.isascii() or int(text) < minimum:
+            raise typer.BadParameter(f"{text!r}; allowed: whole numbers from {minimum}")
+        return int(text)
+
+    return read
+
+
+def number_from(minimum: float) -> Callable[[Any], float]:
+    """A typer parser of finite numbers from ``minimum``."""
+
+    def read(value: Any) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not (math.isfinite(number) and number >= minimum):
+            raise typer.BadParameter(f"{str(value)!r}; allowed: numbers from {minimum:g}")
+        return number
+
+    return read
 
 
 def to_number(option: str) -> Callable[[str], float]:
@@ -19,8 +49,8 @@ def to_number(option: str) -> Callable[[str], float]:
         try:
             number = float(text)
         except ValueError:
-            number = float("nan")
-        if number != number or number in (float("inf"), float("-inf")):
+            number = math.nan
+        if not math.isfinite(number):
             raise UserError(f"{option}: {text!r} is not a number")
         return number
 

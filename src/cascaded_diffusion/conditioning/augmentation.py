@@ -1,18 +1,18 @@
-r"""Conditioning augmentation: damaging the low-resolution input of a super-resolution stage (CDM, 2106.15282, section 3).
+r"""Conditioning augmentation: damaging the low-resolution input of an SR stage (CDM, 2106.15282, section 3).
 
-An SR stage is trained on real low-resolution images but sampled on generated ones. Damaging its input in training makes it
-forgive the mistakes of the stage before:
+A super-resolution (SR) stage is trained on real low-resolution images but sampled on generated ones. Damaging its input
+in training makes it forgive the mistakes of the stage before:
 
-- ``gaussian``: :math:`z_s = \sqrt{\bar\alpha(s)}\,z_0 + \sqrt{1-\bar\alpha(s)}\,\epsilon`, with the low-resolution stage's own
-  schedule, before up-sampling. s is drawn for every example and told to the network, so that one network serves all s and the
-  best is chosen after training (the paper's "amortized" augmentation).
+- ``gaussian``: :math:`z_s = \sqrt{\bar\alpha(s)}\,z_0 + \sqrt{1-\bar\alpha(s)}\,\epsilon`, with the low-resolution
+  stage's own schedule, before up-sampling. s is drawn for every example and told to the network, so that one network
+  serves all s and the best is chosen after training (the paper's "amortized" augmentation).
 - ``blur``: a 3x3 Gaussian filter on half of the examples, in training only.
 - ``none``: nothing.
 
 Training and sampling both come here, so that what the network sees is made by the same code.
 
-At sampling a gaussian stage has three modes. ``truncated``: the stage below stopped at s and z_s is its output (section 3.2).
-``nontruncated``: the stage below finished and z_0 is noised to s (section 3.3). ``none``: z_0 as it is, s = 0.
+At sampling a gaussian stage has three modes. ``truncated``: the stage below stopped at s and z_s is its output (section
+3.2). ``nontruncated``: the stage below finished and z_0 is noised to s (section 3.3). ``none``: z_0 as it is, s = 0.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class ConditionedImage(NamedTuple):
 
 
 def draw_s(config: ConditioningConfig, schedule: Schedule, seed: int, index: Tensor) -> Tensor:
-    """s of every training example, U[0, s_max] on the schedule's grid, exactly 0 with probability p_clean: float64 (N,)."""
+    """s of every training example: float64 (N,), U[0, s_max] on the schedule's grid, or 0 with probability p_clean."""
     s = uniform(seed, "augmentation/s", index) * config.s_max
     clean = uniform(seed, "augmentation/clean", index) < config.p_clean
     return schedule.snap(torch.where(clean, torch.zeros_like(s), s))

@@ -12,7 +12,7 @@ __all__ = ["area_downsample", "flip_where"]
 
 
 def area_downsample(x: Tensor, resolution: int) -> Tensor:
-    """Average square blocks down to ``resolution``: (N, C, R, R) -> (N, C, r, r), r dividing R. Differentiable and exact."""
+    """Average square blocks: (N, C, R, R) -> (N, C, r, r), r = ``resolution`` dividing R."""
     size = x.shape[-1]
     if size % resolution:
         raise UserError(f"resolution: {resolution} does not divide {size}")

@@ -41,8 +41,9 @@ class DiffusionConfig(StrictModel):
     )
     noise_embedding: Literal["step", "sqrt-alpha-bar", "angle"] | None = Field(
         default=None,
-        description="What the network is told of the noise: the step (scaled to 0..1000), 1000 sqrt(alpha_bar) (WaveGrad), or the "
-        "angle of (signal, noise) as a share of 90 degrees, times 1000. Default: step if discrete, else sqrt-alpha-bar.",
+        description="What the network is told of the noise: the step (scaled to 0..1000), 1000 sqrt(alpha_bar) "
+        "(WaveGrad), or the angle of (signal, noise) as a share of 90 degrees, times 1000. Default: step if discrete, "
+        "else sqrt-alpha-bar.",
     )
     rescale_steps: bool = Field(
         default=True,
@@ -133,7 +134,7 @@ class Diffusion:
         return loss
 
     def bound(self, x0: Tensor, x_t: Tensor, prediction: Tensor, variance: Tensor, times: Tensor) -> Tensor:
-        """The variational term of one step for a learned variance, bits per dimension: (N,). Discrete schedules only."""
+        """One step's variational term for a learned variance, bits per dimension: (N,). Discrete schedules only."""
         table = self.schedule.alphas_cumprod
         if table is None or self.schedule.timesteps is None:
             raise ValueError("the variational bound needs a discrete schedule")

@@ -24,7 +24,7 @@ _MOST_STEPS = 10_000
 
 
 def even_steps(timesteps: int, count: int) -> list[int]:
-    """``count`` of the steps 1..T, evenly spread with both ends kept: step i is 1 + round(i (T-1)/(count-1)). Ascending."""
+    """``count`` of the steps 1..T, ascending, both ends kept: step i is 1 + round(i (T-1)/(count-1))."""
     if count == 1:
         return [timesteps]  # the only single step that starts from noise
     return [1 + round(i * (timesteps - 1) / (count - 1)) for i in range(count)]
@@ -51,7 +51,8 @@ def sectioned_steps(timesteps: int, counts: Sequence[int]) -> list[int]:
 def strided_steps(timesteps: int, count: int) -> list[int]:
     """The steps 1, 1 + n, 1 + 2n, ... with the smallest integer stride n that gives exactly ``count`` of them.
 
-    This is guided-diffusion's ``ddimN``. A stride that leaves step 1 alone is not allowed, for that is no noise to start from.
+    This is guided-diffusion's ``ddimN``. A stride that leaves step 1 alone is not allowed, for that is no noise to
+    start from.
     """
     lengths: list[int] = []
     for stride in range(1, max(timesteps, 2)):
@@ -105,8 +106,8 @@ def sampling_grid(
 
     Args:
         schedule: the stage's training schedule.
-        steps: how many steps over the whole range; for a discrete schedule also ``"10,20,30"`` (sections, the first next to
-            the image) or ``"ddimN"`` (an integer stride). A truncated grid keeps only those above ``stop``.
+        steps: how many steps over the whole range; for a discrete schedule also ``"10,20,30"`` (sections, the first
+            next to the image) or ``"ddimN"`` (an integer stride). A truncated grid keeps only those above ``stop``.
         stop: s in [0, 1]; the last level is exactly the schedule's level at s. With stop = 1 it is the only level.
         endpoints: first and last beta of a linear sampling schedule, for stages in continuous time.
 
@@ -131,7 +132,7 @@ def sampling_grid(
 
 
 def extension_grid(schedule: Schedule, levels: Sequence[Level], start: float = 0.5) -> list[Level]:
-    """The part of a grid below time ``start``, for the sampling-step extension: z_0 is re-noised to ``start`` and run again."""
+    """The part of a grid below time ``start``: the sampling-step extension re-noises z_0 to there and runs it again."""
     top = schedule.level(start)
     if levels[-1].alpha_bar <= top.alpha_bar:
         raise UserError(f"extension: it restarts at time {start:g}, so s must be below {start:g}")

@@ -53,7 +53,7 @@ def min_snr_weight(kind: PredictionKind, alpha_bar: Tensor, gamma: float) -> Ten
 
 def normal_kl(mean_1: Tensor, log_variance_1: Tensor, mean_2: Tensor, log_variance_2: Tensor) -> Tensor:
     """KL(N_1 || N_2) in nats, elementwise, for diagonal Gaussians."""
-    # The order of the terms is that of published code, so that near 0, where they cancel, float32 rounds as it does there.
+    # The terms stand in the order of published code, so that near 0, where they cancel, float32 rounds alike.
     return 0.5 * (
         -1
         + log_variance_2
@@ -64,12 +64,12 @@ def normal_kl(mean_1: Tensor, log_variance_1: Tensor, mean_2: Tensor, log_varian
 
 
 def decoder_log_likelihood(x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Log-likelihood of 8-bit pixels under a Gaussian cut into 256 bins over [-1, 1]: DDPM eq. 13. In nats, elementwise."""
+    """Log-likelihood in nats of 8-bit pixels, elementwise: a Gaussian cut into 256 bins over [-1, 1], DDPM eq. 13."""
     half_bin = 1 / 255
     inverse_std = torch.exp(-0.5 * log_variance)
 
     def cdf(x: Tensor) -> Tensor:
-        # DDPM's reference code and its successors use this approximation of the normal CDF; bounds are compared with theirs.
+        # This approximation of the normal CDF is that of DDPM's code and its successors, with whose bounds ours agree.
         return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
     upper = cdf((x0 - mean + half_bin) * inverse_std)
@@ -94,8 +94,8 @@ def variational_bound(
 ) -> Tensor:
     """One step's term of the variational bound, in bits per dimension: (N,).
 
-    KL(q(x_s | x_t, x_0) || p(x_s | x_t)), or the decoder's negative log-likelihood at the first step. The predicted mean is
-    detached: the bound trains the variance alone (iDDPM, section 3.1).
+    KL(q(x_s | x_t, x_0) || p(x_s | x_t)), or the decoder's negative log-likelihood at the first step. The predicted
+    mean is detached: the bound trains the variance alone (iDDPM, section 3.1).
 
     Args:
         x0, x_t, predicted_x0: (N, C, H, W).

@@ -1,8 +1,8 @@
 r"""The diffusion process in closed form: noising, the posterior, and what a network's output says about the image.
 
-All functions are pure. Images have shape (N, C, H, W); ``alpha_bar`` is a float, or a tensor that broadcasts against them
-(:func:`per_image` makes one from (N,)). A tensor may be float64 on the CPU, as schedules give it, whatever the images are:
-coefficients are worked out in its own precision and only then take the images' type and device. In float32
+All functions are pure. Images have shape (N, C, H, W); ``alpha_bar`` is a float, or a tensor that broadcasts against
+them (:func:`per_image` makes one from (N,)). A tensor may be float64 on the CPU, as schedules give it, whatever the
+images are: coefficients are worked out in its own precision and only then take the images' type and device. In float32
 :math:`1-\bar\alpha` near the image, and :math:`\beta` everywhere, would keep two to four digits.
 
 Levels are named t (noisier) and s (cleaner), :math:`\bar\alpha_t < \bar\alpha_s`.
@@ -78,7 +78,7 @@ def noise_from_image(x_t: Tensor, x0: Tensor, alpha_bar: float | Tensor) -> Tens
 
 
 def beta_between(alpha_bar_t: float | Tensor, alpha_bar_s: float | Tensor) -> float | Tensor:
-    """beta of the one step from s to t, 1 - alpha_bar_t / alpha_bar_s; respacing is nothing more than this (iDDPM eq. 19)."""
+    """beta of the one step from s to t, 1 - alpha_bar_t / alpha_bar_s; all that respacing needs (iDDPM eq. 19)."""
     return 1 - alpha_bar_t / alpha_bar_s
 
 
@@ -93,7 +93,7 @@ def posterior_mean(x0: Tensor, x_t: Tensor, alpha_bar_t: float | Tensor, alpha_b
 def posterior_log_variance(alpha_bar_t: Tensor, alpha_bar_s: Tensor) -> Tensor:
     """Log of the variance of q(x_s | x_t, x_0), (1 - alpha_bar_s)/(1 - alpha_bar_t) beta: DDPM eq. 7.
 
-    It is minus infinity at s = 0; callers that need a finite value there pass the levels of the step above (as iDDPM does).
+    It is minus infinity at s = 0; for a finite value there pass the levels of the step above, as iDDPM does.
     """
     return torch.log((1 - alpha_bar_s) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_s))
 

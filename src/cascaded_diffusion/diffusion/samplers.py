@@ -1,8 +1,8 @@
 r"""Samplers: free functions of one signature.
 
-``sampler(denoise, x, levels, *, noise, callback=None)`` walks ``x`` from ``levels[0]`` to ``levels[-1]`` and returns it there:
-the image if the last level is clean, z_s if the grid stops at s. ``denoise(x, level)`` is called at every level but the last,
-never at or below it. On the variance-preserving scale every level reads
+``sampler(denoise, x, levels, *, noise, callback=None)`` walks ``x`` from ``levels[0]`` to ``levels[-1]`` and returns it
+there: the image if the last level is clean, z_s if the grid stops at s. ``denoise(x, level)`` is called at every level
+but the last, never at or below it. On the variance-preserving scale every level reads
 :math:`x = \sqrt{\bar\alpha}\,x_0 + \sqrt{1-\bar\alpha}\,\epsilon`.
 
 To add a sampler, write one more such function and name it in ``SAMPLERS``.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -47,7 +48,7 @@ VarianceKind = Literal["beta", "posterior", "learned"]
 
 
 class Prediction(NamedTuple):
-    """What a denoiser says of x at a level: the image, the noise that fits to it, and the raw variance output if learned."""
+    """What a denoiser says of x at a level: the image, the noise that fits to it, and the raw variance if learned."""
 
     x0: Tensor
     eps: Tensor
@@ -113,10 +114,10 @@ def ancestral(
 ) -> Tensor:
     """Ancestral sampling, DDPM algorithm 2, over any subset of the steps (iDDPM section 4).
 
-    The variance of a step is beta, the posterior's, or learned between the two (iDDPM eq. 15). The step to the clean image
-    adds no noise.
+    The variance of a step is beta, the posterior's, or learned between the two (iDDPM eq. 15). The step to the clean
+    image adds no noise.
     """
-    for i, (t, s) in enumerate(zip(levels, levels[1:], strict=False)):
+    for i, (t, s) in enumerate(pairwise(levels)):
         prediction = denoise(x, t)
         x = posterior_mean(prediction.x0, x, t.alpha_bar, s.alpha_bar)
         if s.alpha_bar < 1:
@@ -138,7 +139,7 @@ def ddim(
     eta: float = 0.0,
 ) -> Tensor:
     """DDIM (2010.02502, eq. 12): deterministic with eta = 0; eta = 1 has the posterior's variance."""
-    for i, (t, s) in enumerate(zip(levels, levels[1:], strict=False)):
+    for i, (t, s) in enumerate(pairwise(levels)):
         prediction = denoise(x, t)
         posterior = (1 - s.alpha_bar) / (1 - t.alpha_bar) * (1 - t.alpha_bar / s.alpha_bar)
         var = eta**2 * posterior
@@ -160,11 +161,11 @@ def heun(
 ) -> Tensor:
     r"""Heun's second-order method (EDM, 2206.00364, algorithm 1), two evaluations a step but for the last.
 
-    EDM integrates over sigma; here the probability-flow ODE is written in the angle phi with sqrt(alpha_bar) = cos phi, where
-    it is dx/dphi = v (2202.00512, appendix D), which stays bounded from pure noise to the clean image. The last step is DDIM's,
-    for the network must not be called at the level where sampling stops.
+    EDM integrates over sigma; here the probability-flow ODE is written in the angle phi with sqrt(alpha_bar) = cos phi,
+    where it is dx/dphi = v (2202.00512, appendix D), which stays bounded from pure noise to the clean image. The last
+    step is DDIM's, for the network must not be called at the level where sampling stops.
     """
-    for i, (t, s) in enumerate(zip(levels, levels[1:], strict=False)):
+    for i, (t, s) in enumerate(pairwise(levels)):
         first = denoise(x, t)
         proposal = q_sample(first.x0, first.eps, s.alpha_bar)
         if i < len(levels) - 2:
@@ -199,12 +200,12 @@ def dpmpp_2m(
 ) -> Tensor:
     """DPM-Solver++(2M) (2211.01095, algorithm 2): second order at one evaluation a step, by looking back one step.
 
-    A step more than twice as long in log SNR as the one before is taken at first order: extrapolating that far overshoots,
-    and strided discrete grids have such a step, five times as long, down to k = 1.
+    A step more than twice as long in log SNR as the one before is taken at first order: extrapolating that far
+    overshoots, and strided discrete grids have such a step, five times as long, down to k = 1.
     """
     previous: Tensor | None = None
     h_previous = 0.0
-    for i, (t, s) in enumerate(zip(levels, levels[1:], strict=False)):
+    for i, (t, s) in enumerate(pairwise(levels)):
         x0 = denoise(x, t).x0
         h = _log_snr_half(s) - _log_snr_half(t)
         estimate = x0

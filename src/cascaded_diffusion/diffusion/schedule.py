@@ -1,7 +1,7 @@
 r"""Noise schedules: how much of the image is left at each moment of diffusion.
 
-Time ``u`` runs from 0 (the clean image) to 1 (noise). :math:`\bar\alpha(u)` is the share of the image's variance that is
-left: :math:`x_u = \sqrt{\bar\alpha}\,x_0 + \sqrt{1-\bar\alpha}\,\epsilon`, and :math:`\bar\alpha(0) = 1` exactly.
+Time ``u`` runs from 0 (the clean image) to 1 (noise). :math:`\bar\alpha(u)` is the share of the image's variance that
+is left: :math:`x_u = \sqrt{\bar\alpha}\,x_0 + \sqrt{1-\bar\alpha}\,\epsilon`, and :math:`\bar\alpha(0) = 1` exactly.
 
 A discrete schedule of T steps lives on the grid u = k/T, with :math:`\bar\alpha(k/T) = \prod_{i \le k} (1-\beta_i)`; a
 continuous one is defined for every u.
@@ -46,8 +46,8 @@ class ScheduleConfig(StrictModel):
     )
     continuous: bool = Field(
         default=False,
-        description="With T steps: train on noise levels between the steps too, sqrt(alpha_bar) uniform between neighbours "
-        "(WaveGrad, 2009.00713; SR3, 2104.07636), so that the sampling steps can be chosen after training.",
+        description="With T steps: train on noise levels between the steps too, sqrt(alpha_bar) uniform between "
+        "neighbours (WaveGrad, 2009.00713; SR3, 2104.07636), so that the sampling steps can be chosen after training.",
     )
     beta_start: float | None = Field(
         default=None,
@@ -65,7 +65,8 @@ class ScheduleConfig(StrictModel):
         default=0.0,
         ge=-10,
         le=10,
-        description="Added to log SNR; 2 log(64/R) keeps the noise at resolution R what it is at 64 (simple diffusion, 2301.11093).",
+        description="Added to log SNR; 2 log(64/R) keeps the noise at resolution R what it is at 64 "
+        "(simple diffusion, 2301.11093).",
     )
 
     @model_validator(mode="after")
@@ -87,7 +88,7 @@ class ScheduleConfig(StrictModel):
             allowed = math.log(_LEAST_ALPHA_BAR)
         if log_last < allowed:
             raise ValueError(
-                f"beta_start ({start:g}) and beta_end ({end:g}) leave alpha_bar = exp({log_last:.0f}) at the last step; "
+                f"beta_start ({start:g}) and beta_end ({end:g}) leave alpha_bar = exp({log_last:.0f}) at the end; "
                 f"allowed from exp({allowed:.0f})"
             )
 
@@ -188,11 +189,12 @@ class Schedule:
             raw = cosine_alpha_bar(u) if self.config.kind == "cosine" else linear_alpha_bar(u, *self.config.betas)
             low = 1 / (1 + math.exp(_MAX_LOG_SNR))
             return shift_log_snr(np.clip(raw, low, 1 - low), self.config.log_snr_shift)
-        # Between steps sqrt(alpha_bar) is linear (WaveGrad, 2009.00713, section 4); on the grid this is the table itself.
+        # Between steps sqrt(alpha_bar) is linear (WaveGrad, 2009.00713, section 4); on the grid it is the table's.
         grid = np.arange(len(table) + 1) / len(table)
         if not self.config.is_continuous:
             return np.concatenate([[1.0], table])[np.rint(u * len(table)).astype(np.int64)]
-        return np.asarray(np.interp(u, grid, np.sqrt(np.concatenate([[1.0], table]))) ** 2)
+        root: np.ndarray = np.interp(u, grid, np.sqrt(np.concatenate([[1.0], table])))
+        return root**2
 
     def level(self, u: float) -> Level:
         """The level at time ``u``, snapped to the grid of a discrete schedule."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,9 +79,16 @@ def parse_overrides(settings: Sequence[str]) -> list[tuple[list[str], Any]]:
             raise UserError(f"--set: {setting!r} is not of the form key.path=value")
         try:
             parsed.append((path.strip().split("."), yaml.safe_load(value)))
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):  # ValueError: a date that no calendar has
             raise UserError(f"--set: the value of {setting!r} is not valid YAML") from None
     return parsed
+
+
+def _unshared(value: Any) -> Any:
+    """A copy without shared parts: after a YAML alias, an override of one stage would change the other too."""
+    if isinstance(value, dict):
+        return {key: _unshared(inner) for key, inner in value.items()}
+    return [_unshared(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _put(target: dict[str, Any], path: list[str], value: Any, setting: str) -> None:
@@ -96,9 +102,19 @@ def _put(target: dict[str, Any], path: list[str], value: Any, setting: str) -> N
     target[path[-1]] = value
 
 
+def _stages_by_name(raw: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The stages of a recipe that has not been checked yet, as far as they can be told apart."""
+    entries = raw.get("stages")
+    entries = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    return {entry["name"]: entry for entry in entries if isinstance(entry.get("name"), str)}
+
+
 def _apply(raw: dict[str, Any], overrides: list[tuple[list[str], Any]], stage: str | None) -> None:
-    """Overrides speak of the stage at hand (``training.batch_size``), of the recipe (``flip``), or ``stages.NAME.key``."""
-    stages = {entry.get("name"): entry for entry in raw.get("stages") or [] if isinstance(entry, dict)}
+    """Put each override where its first word says.
+
+    It names a key of the stage at hand (``training.batch_size``), of the recipe (``flip``), or ``stages.NAME.key``.
+    """
+    stages = _stages_by_name(raw)
     for path, value in overrides:
         setting = ".".join(path)
         if path[0] == "stages" and len(path) > 2:
@@ -130,13 +146,14 @@ def load_recipe(name: str, *, overrides: Sequence[str] = (), stage: str | None =
         UserError: naming the key's path, the value and what is allowed.
     """
     try:
-        raw = yaml.safe_load(recipe_text(name))
-    except (yaml.YAMLError, RecursionError) as error:
-        line = str(error).replace("\n", " ")
+        raw = _unshared(yaml.safe_load(recipe_text(name)))
+    except UserError:
+        raise
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date that no calendar has
+        line = " ".join(str(error).split())
         raise UserError(f"recipe: {name} is not valid YAML ({line})") from None
     if not isinstance(raw, dict):
         raise UserError(f"recipe: {name} holds {type(raw).__name__}, not a mapping with name and stages")
-    raw = copy.deepcopy(raw)  # YAML aliases would make one override change two stages
     _apply(raw, parse_overrides(overrides), stage)
     try:
         return Recipe.model_validate(raw)

@@ -1,7 +1,7 @@
 """Which images a training position means, and everything random about it.
 
-Training image ``i`` (counted from 0 over the whole run) has its pixels, flip, class drop, time, s and noise as functions of the
-seed and ``i`` alone, so that batch size, accumulation, ranks and interruptions change nothing.
+Training image ``i`` (counted from 0 over the whole run) has its pixels, flip, class drop, time, s and noise as
+functions of the seed and ``i`` alone, so that batch size, accumulation, ranks and interruptions change nothing.
 """
 
 from __future__ import annotations

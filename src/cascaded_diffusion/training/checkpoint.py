@@ -1,7 +1,7 @@
 """Checkpoints of a run: folders named by the images seen, complete or absent.
 
-A checkpoint is written under a name that starts with a dot and renamed when every file, the manifest with their hashes last, is
-on disk. ``checkpoints/`` therefore holds only complete folders.
+A checkpoint is written under a name that starts with a dot and renamed when every file, the manifest with their hashes
+last, is on disk. ``checkpoints/`` therefore holds only complete folders.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ __all__ = [
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.pt"
 MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
 
 
 def ema_file(half_life: int) -> str:
@@ -46,7 +47,22 @@ def checkpoint_folders(run: Path) -> list[Path]:
     folder = run / "checkpoints"
     if not folder.is_dir():
         return []
-    return sorted((p for p in folder.iterdir() if p.name.isdigit() and p.is_dir()), key=lambda p: int(p.name))
+    found = (path for path in folder.iterdir() if path.name.isascii() and path.name.isdigit() and path.is_dir())
+    return sorted(found, key=lambda path: int(path.name))
+
+
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint under another name: one that is half deleted must not look like a checkpoint."""
+    doomed = folder.with_name(f".deleting-{folder.name}")
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Delete what a process left that died while it wrote or deleted a checkpoint."""
+    for pattern in (".writing-*", ".deleting-*"):
+        for leftover in parent.glob(pattern):
+            shutil.rmtree(leftover)
 
 
 def _flush(path: Path) -> None:
@@ -75,8 +91,7 @@ def write_checkpoint(
     """
     parent = run / "checkpoints"
     parent.mkdir(parents=True, exist_ok=True)
-    for leftover in parent.glob(".writing-*"):
-        shutil.rmtree(leftover)
+    _remove_leftovers(parent)
     temporary = parent / f".writing-{images:012d}"
     temporary.mkdir()
     save_file({name: value.contiguous() for name, value in weights.items()}, temporary / WEIGHTS)
@@ -87,10 +102,10 @@ def write_checkpoint(
     for name in names:
         _flush(temporary / name)
     hashes = {name: sha256_of(temporary / name) for name in names}
-    write_json(temporary / MANIFEST, {"format_version": 1, "images": images, **extra, "files": hashes})
+    write_json(temporary / MANIFEST, {"format_version": FORMAT_VERSION, "images": images, **extra, "files": hashes})
     final = parent / f"{images:012d}"
     if final.exists():
-        shutil.rmtree(final)
+        _remove(final)
     temporary.rename(final)
     sync_folder(parent)
     return final
@@ -100,10 +115,7 @@ def prune(run: Path, keep: int | None) -> None:
     """Delete all but the newest ``keep`` checkpoints."""
     if keep is not None:
         for folder in checkpoint_folders(run)[:-keep]:
-            # A folder half deleted must not look like a checkpoint.
-            doomed = folder.with_name(f".deleting-{folder.name}")
-            folder.rename(doomed)
-            shutil.rmtree(doomed)
+            _remove(folder)
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
@@ -112,6 +124,12 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict) or not isinstance(manifest.get("images"), int):
         raise UserError(f"{folder / MANIFEST}: not a checkpoint's manifest")
+    if manifest.get("format_version") != FORMAT_VERSION:
+        found = manifest.get("format_version")
+        raise UserError(f"{folder / MANIFEST}: format_version {found!r} cannot be read; allowed: {FORMAT_VERSION}")
+    for name in (WEIGHTS, OPTIMIZER):
+        if name not in files:
+            raise UserError(f"{folder / MANIFEST}: {name} is not in its list of files")
     for name, expected in files.items():
         path = folder / name
         if Path(name).name != name or not path.is_file():
@@ -149,6 +167,6 @@ def averaged_weights(folder: Path, ema: str | None) -> tuple[dict[str, Tensor], 
     choice = str(half_lives[0]) if ema is None and half_lives else ema or "raw"
     if choice == "raw":
         return load_weights(folder / WEIGHTS), "raw"
-    if not choice.isdigit() or int(choice) not in half_lives:
+    if choice not in map(str, half_lives):
         raise UserError(f"--ema: {choice!r} is not kept by this run; allowed: {', '.join(map(str, half_lives))}, raw")
     return load_weights(folder / ema_file(int(choice))), choice

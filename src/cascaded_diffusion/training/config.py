@@ -1,4 +1,7 @@
-"""The configuration of a stage's training run. All lengths are counted in images, so that batch size shifts no schedule."""
+"""The configuration of a stage's training run.
+
+All lengths are counted in images, so that the batch size shifts no schedule.
+"""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ __all__ = ["Averages", "ema_decay"]
 def ema_decay(half_life: float, batch_size: int, images_seen: int, rampup: float | None) -> float:
     """The decay of one step, 0.5^(batch / half-life).
 
-    A decay of 0.9999 at batch 2048 (CDM) is a half-life of 14.2 million images. With ``rampup`` the half-life is at most that
-    share of the images seen, so that early averages forget the initial weights (EDM, 2206.00364, appendix F.2).
+    A decay of 0.9999 at batch 2048 (CDM) is a half-life of 14.2 million images. With ``rampup`` it is at most
+    that share of the images seen, so that early averages forget the initial weights (EDM, 2206.00364, appendix F.2).
     """
     if rampup is not None:
         half_life = min(half_life, images_seen * rampup)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cascaded_diffusion.cascade.manifest import MANIFEST_FILE, CascadeManifest
+from cascaded_diffusion.cascade.manifest import MANIFEST_FILE, CascadeManifest, verify_stage
 from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.cascade.stage import CONFIG_FILE, WEIGHTS_FILE, Stage, StageConfig, build_network, fill_network
 from cascaded_diffusion.errors import UserError
@@ -24,6 +24,8 @@ def stage_from_run(run: Path, *, images: int | None = None, ema: str | None = No
     """
     config = StageConfig.load(run / CONFIG_FILE)
     folder = find_checkpoint(run, images)
+    if int(folder.name) == 0:
+        raise UserError(f"{folder}: a checkpoint from before the first step; train the stage first")
     weights, choice = averaged_weights(folder, ema)
     network = build_network(config)
     fill_network(network, {**network.state_dict(), **weights} if choice != "raw" else weights, folder)
@@ -33,9 +35,13 @@ def stage_from_run(run: Path, *, images: int | None = None, ema: str | None = No
 def load_part(
     path: Path, *, images: int | None = None, ema: str | None = None
 ) -> tuple[Stage, SamplingConfig, dict[str, Any]]:
-    """A stage, its default sampling settings and its provenance from a run folder, a stage folder or a cascade's sub-folder.
+    """A stage, its default sampling settings and its provenance.
 
-    Settings that a search has stored in a cascade travel with the sub-folder.
+    Args:
+        path: a run folder, a stage folder or a cascade's sub-folder. Settings that a search has stored in a cascade
+            travel with the sub-folder.
+        images: of a run, which checkpoint.
+        ema: of a run, which average.
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; give run folders or stage folders")
@@ -46,12 +52,13 @@ def load_part(
     if not (path / WEIGHTS_FILE).is_file():
         stage, provenance = stage_from_run(path, images=images, ema=ema)
         return stage, stage.config.sampling, provenance
+    folder = path.resolve()
+    entries = CascadeManifest.read(folder.parent).stages if (folder.parent / MANIFEST_FILE).is_file() else ()
+    for entry in entries:
+        if entry.folder == folder.name:
+            verify_stage(path, entry)
+            return Stage.load(path), entry.sampling, entry.provenance
     stage = Stage.load(path)
-    parent = path.resolve().parent
-    if (parent / MANIFEST_FILE).is_file():
-        for entry in CascadeManifest.read(parent).stages:
-            if entry.name == stage.name and entry.folder == path.resolve().name:
-                return stage, entry.sampling, entry.provenance
     return stage, stage.config.sampling, {}
 
 

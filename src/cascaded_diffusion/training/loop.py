@@ -19,13 +19,15 @@ from torch import Tensor
 from cascaded_diffusion.cascade.stage import StageConfig
 from cascaded_diffusion.data.prepared import PreparedData
 from cascaded_diffusion.diffusion.denoiser import Diffusion
+from cascaded_diffusion.diffusion.grid import sampling_grid
 from cascaded_diffusion.diffusion.schedule import Schedule
+from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.precision import autocast
 from cascaded_diffusion.randomness import derive_seed
 from cascaded_diffusion.training.batches import Batch, BatchSource
 from cascaded_diffusion.training.checkpoint import prune
-from cascaded_diffusion.precision import autocast
 from cascaded_diffusion.training.preview import write_preview
-from cascaded_diffusion.training.run import MetricsLog, open_run, run_lock
+from cascaded_diffusion.training.run import MetricsLog, open_run, refuse_foreign, run_lock
 from cascaded_diffusion.training.state import TrainingState, learning_rate
 
 __all__ = ["Progress", "TrainingResult", "read_metrics", "train"]
@@ -158,6 +160,18 @@ class _Trainer:
         state.averages.update(training.batch_size, state.images)
         window.steps += 1
 
+    def metrics(self, window: _Window) -> dict[str, Any]:
+        """A line of metrics.jsonl; ``RuntimeError`` if the run has gone wrong."""
+        images = self.state.images
+        summary = window.summary()
+        loss, grad_norm = summary["loss"], summary["grad_norm"]
+        if not math.isfinite(loss) or not math.isfinite(grad_norm):
+            raise RuntimeError(
+                f"{self.config.name}: loss {loss} and gradient norm {grad_norm} at {images} images; the run stops, its "
+                "last checkpoint stands. Try a lower learning_rate, a longer warm-up or precision: fp32"
+            )
+        return {"images": images, "lr": learning_rate(self.config.training, images), **summary}
+
     def save(self) -> None:
         self.saved_at = self.state.save(self.run)
         prune(self.run, self.config.training.keep_checkpoints)
@@ -179,6 +193,15 @@ def _target(config: StageConfig, max_images: int | None) -> int:
     return -(-wanted // batch) * batch
 
 
+def _check_sampling(config: StageConfig) -> None:
+    """Refuse sampling settings that the stage's schedule cannot give, before the first preview asks for them."""
+    sampling = config.sampling
+    try:
+        sampling_grid(Schedule(config.diffusion.noise_schedule), sampling.steps, endpoints=sampling.endpoints)
+    except UserError as error:
+        raise UserError(f"{config.name}: sampling.{error}") from None
+
+
 def train(
     config: StageConfig,
     data: PreparedData,
@@ -198,7 +221,7 @@ def train(
         run: the run folder; made if it is not there.
         device: where to train.
         max_images: stop at this total, rounded up to a whole batch; never beyond the recipe's length.
-        max_seconds: stop after this time. The last state is always saved.
+        max_seconds: stop after this time, but not before one step. The last state is always saved.
         allow_changes: go on although the recorded settings differ.
         watch: called after every step.
 
@@ -207,6 +230,8 @@ def train(
         RuntimeError: the loss is not finite; the last good checkpoint stands.
     """
     started = time.perf_counter()
+    refuse_foreign(run)
+    _check_sampling(config)
     trainer = _Trainer(config, data, run, device)
     with run_lock(run):
         checkpoint = open_run(run, config, allow_changes=allow_changes)
@@ -218,8 +243,9 @@ def train(
         with interrupt.watch():
             target = _target(config, max_images)
             _run(trainer, log, target, interrupt, watch, None if max_seconds is None else started + max_seconds)
-        if trainer.saved_at is None or int(trainer.saved_at.name) != trainer.state.images:
-            trainer.save()
+            # Still under watch: a second signal must not end the process while it saves.
+            if trainer.saved_at is None or int(trainer.saved_at.name) != trainer.state.images:
+                trainer.save()
     assert trainer.saved_at is not None
     return TrainingResult(trainer.state.images, trainer.saved_at, interrupt.received)
 
@@ -235,23 +261,11 @@ def _run(
     training = trainer.config.training
     window = _Window(trainer.device)
     while trainer.state.images < target and interrupt.received is None:
-        if deadline is not None and time.perf_counter() >= deadline:
-            break
         trainer.step(window)
         done = trainer.state.images >= target
         metrics = None
         if trainer.crossed(training.log_every) or done:
-            metrics = {
-                "images": trainer.state.images,
-                "lr": learning_rate(training, trainer.state.images),
-                **window.summary(),
-            }
-            if not math.isfinite(metrics["loss"]) or not math.isfinite(metrics["grad_norm"]):
-                raise RuntimeError(
-                    f"{trainer.config.name}: loss {metrics['loss']} and gradient norm {metrics['grad_norm']} at "
-                    f"{trainer.state.images} images; the run stops, its last checkpoint stands. Try a lower learning_rate, "
-                    "a longer warm-up or precision: fp32"
-                )
+            metrics = trainer.metrics(window)
             log.write(metrics)
             window = _Window(trainer.device)
         if trainer.crossed(training.preview_every):
@@ -260,6 +274,9 @@ def _run(
             trainer.save()
         if watch is not None:
             watch(Progress(trainer.state.images, target, metrics))
+        # After a step, not before: a run that is given little time again and again still gets on.
+        if deadline is not None and time.perf_counter() >= deadline:
+            break
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

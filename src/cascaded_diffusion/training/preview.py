@@ -37,7 +37,10 @@ def _evenly(count: int, wanted: int) -> np.ndarray:
 def preview_picture(
     stage: Stage, data: PreparedData, count: int, device: torch.device
 ) -> tuple[list[tuple[str, np.ndarray]], str]:
-    """Rows of a preview: samples, and for an SR stage the low-res input above and the truth below, from held-out images."""
+    """Rows of a preview and words for its title.
+
+    The rows are samples, and for an SR stage the low-res input above and the truth below, from held-out images.
+    """
     config = stage.config
     split = data.split("val" if "val" in data.splits else "train")
     where = _evenly(len(split), count)

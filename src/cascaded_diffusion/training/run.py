@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cascaded_diffusion.cascade.stage import CONFIG_FILE, StageConfig
+from cascaded_diffusion.cascade.stage import CONFIG_FILE, WEIGHTS_FILE, StageConfig
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import atomic_write, read_json, write_json
 from cascaded_diffusion.training.checkpoint import checkpoint_folders
 
-__all__ = ["MetricsLog", "differences", "open_run", "run_lock"]
+__all__ = ["MetricsLog", "differences", "open_run", "refuse_foreign", "run_lock"]
 
 METRICS_FILE = "metrics.jsonl"
+LOCK_FILE = ".lock"
 
 
 @contextlib.contextmanager
 def run_lock(run: Path) -> Iterator[None]:
     """Hold a run folder for this process; the operating system lets go of it if the process dies."""
-    import fcntl  # not on Windows, where a run is simply not locked
-
     run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("w") as file:
+    with (run / LOCK_FILE).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -52,6 +52,18 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def refuse_foreign(run: Path) -> None:
+    """``UserError`` if there is something in the folder that no run has put there."""
+    if (run / WEIGHTS_FILE).exists():
+        raise UserError(f"{run}: a stage folder (it holds {WEIGHTS_FILE}), not a run folder; choose another --out")
+    if not run.is_dir() or (run / CONFIG_FILE).exists():
+        return
+    for path in sorted(run.iterdir()):
+        # A process that died while it wrote its first file leaves these.
+        if path.name != LOCK_FILE and not path.name.startswith(f".{CONFIG_FILE}."):
+            raise UserError(f"{run}: not a run folder and not empty (it holds {path.name}); choose another --out")
+
+
 def open_run(run: Path, config: StageConfig, *, allow_changes: bool) -> Path | None:
     """Record the configuration in a new run folder, or compare it with the recorded one.
 
@@ -63,13 +75,14 @@ def open_run(run: Path, config: StageConfig, *, allow_changes: bool) -> Path | N
     """
     path = run / CONFIG_FILE
     wanted = config.model_dump(mode="json")
+    refuse_foreign(run)
     if not path.exists():
-        strangers = [p.name for p in run.iterdir() if p.name != ".lock"] if run.is_dir() else []
-        if strangers:
-            raise UserError(f"{run}: not a run folder and not empty (it holds {strangers[0]}); choose another --out")
         write_json(path, wanted)
         return None
-    changed = differences(read_json(path), wanted)
+    recorded = read_json(path)
+    if not isinstance(recorded, dict):
+        raise UserError(f"{path}: holds {type(recorded).__name__}, not a stage's settings")
+    changed = differences(recorded, wanted)
     if changed and not allow_changes:
         raise UserError(
             f"{run}: the settings differ from those the run was started with ({'; '.join(changed)}); "
@@ -84,7 +97,7 @@ def open_run(run: Path, config: StageConfig, *, allow_changes: bool) -> Path | N
 class MetricsLog:
     """``metrics.jsonl``: one JSON object a line, in order of images seen.
 
-    Opening it for a resumed run drops the lines that an interrupted run wrote after its last checkpoint, and half lines.
+    Opening it for a resumed run drops half lines, and those that an interrupted run wrote after its last checkpoint.
     """
 
     def __init__(self, run: Path, images: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,10 @@ __all__ = ["TrainingState", "learning_rate"]
 
 
 def learning_rate(config: TrainingConfig, images: int) -> float:
-    """The learning rate for the step that starts at ``images`` seen; a function of the recipe's length, never of --max-*."""
+    """The learning rate for the step that starts at ``images`` seen.
+
+    It depends on the recipe's length, never on --max-*.
+    """
     rate = config.learning_rate
     if config.warmup_images:
         rate *= min(1.0, (images + config.batch_size) / config.warmup_images)
@@ -100,8 +104,17 @@ class TrainingState:
                     self.averages.load(half_life, load_file(folder / ema_file(half_life)))
                 else:  # a half-life added by --allow-changes starts from the weights
                     self.averages.load(half_life, dict(self.network.named_parameters()))
-            self.optimizer.load_state_dict(load_optimizer(folder))
-        except (RuntimeError, KeyError, ValueError) as error:
+            self._load_optimizer(folder)
+        except (RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
             line = " ".join(str(error).split())[:300]
             raise UserError(f"{folder}: does not fit this stage's network or optimizer ({line})") from None
         self.images = int(manifest["images"])
+
+    def _load_optimizer(self, folder: Path) -> None:
+        """Take up the moments alone: the settings are the configuration's, which --allow-changes may have changed."""
+        settings = [
+            {key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups
+        ]
+        self.optimizer.load_state_dict(load_optimizer(folder))
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(own)

@@ -1,0 +1,37 @@
+"""Names that a person gives: packaged ones, and places to write to."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+import typer
+
+from cascaded_diffusion.errors import UserError
+
+__all__ = ["check_place", "tell_which"]
+
+
+def tell_which(kind: str, name: str, packaged: Collection[str]) -> None:
+    """Say on stderr that a packaged ``kind`` wins over a file or folder of the same name, if there is one."""
+    if name in packaged and Path(name).exists():
+        line = f"{name}: the packaged {kind} is used, not what has this name here (write ./{name} for that)"
+        typer.echo(line, err=True)
+
+
+def check_place(option: str, path: Path) -> None:
+    """Find out before the work, not after it, that ``path`` cannot be written.
+
+    Raises:
+        UserError: something on the way to it is a file.
+        PermissionError: the nearest folder that exists is read-only.
+    """
+    folder = path.absolute()
+    if not folder.is_dir():
+        folder = next(above for above in folder.parents if above.exists())
+    if not folder.is_dir():
+        raise UserError(f"{option}: {path} cannot be made, for {folder} is not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, f"{option}: cannot write there", str(folder))

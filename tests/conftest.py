@@ -1,0 +1,201 @@
+"""What several test modules share: small prepared data, small stages, and a small cascade.
+
+Session-scoped folders are shared between tests: read them, copy them, never write to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cascaded_diffusion.cascade.chain import Cascade
+from cascaded_diffusion.cascade.stage import Stage, StageConfig, build_network
+from cascaded_diffusion.data.prepare import prepare
+from cascaded_diffusion.data.prepared import PreparedData
+from cascaded_diffusion.training.export import stage_from_run
+from cascaded_diffusion.training.loop import train
+
+COLOURS = ((220, 40, 40), (40, 200, 60), (50, 70, 220), (230, 210, 50))
+CPU = torch.device("cpu")
+
+Configure = Callable[..., StageConfig]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Sums in one order whatever the machine, and no thread of a test competes with another test's."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def colours() -> np.ndarray:
+    """The colour of each class of ``colour_data``: uint8 (4, 3)."""
+    return np.array(COLOURS, np.uint8)
+
+
+def _colour_images(count: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Plain pictures in a class's colour, each a little darker or lighter than the next."""
+    labels = np.arange(count) % len(COLOURS)
+    shade = np.random.default_rng(0).integers(-12, 13, (count, 1, 1, 1))
+    plain = np.array(COLOURS)[labels][:, None, None, :] + shade
+    return np.broadcast_to(plain, (count, side, side, 3)).clip(0, 255).astype(np.uint8), labels.astype(np.int64)
+
+
+def _gradient_images(count: int, side: int) -> np.ndarray:
+    """Grey pictures, lighter from left to right by differing amounts, so that a flip shows."""
+    generator = np.random.default_rng(1)
+    ramp = np.linspace(0, 1, side)[None, None, :]
+    start, slope = generator.integers(0, 120, (2, count, 1, 1))
+    return np.broadcast_to(start + slope * ramp, (count, side, side)).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def colour_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared data: 80 plain RGB pictures of 4 classes (red, green, blue, yellow) at 4, 8, 16 and 32 pixels."""
+    root = tmp_path_factory.mktemp("colours")
+    images, labels = _colour_images(80, 32)
+    np.savez(root / "colours.npz", arr_0=images, arr_1=labels)
+    prepare(str(root / "colours.npz"), root / "data", resolutions=[4, 8, 16, 32], val=0.2, workers=0)
+    return root / "data"
+
+
+@pytest.fixture(scope="session")
+def colour_data(colour_folder: Path) -> PreparedData:
+    """``colour_folder``, opened."""
+    return PreparedData.open(colour_folder)
+
+
+@pytest.fixture(scope="session")
+def grey_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared data: 40 grey gradients without classes at 8 and 16 pixels, all for training."""
+    root = tmp_path_factory.mktemp("grey")
+    np.savez(root / "grey.npz", arr_0=_gradient_images(40, 16))
+    prepare(str(root / "grey.npz"), root / "data", resolutions=[8, 16], workers=0)
+    return root / "data"
+
+
+@pytest.fixture(scope="session")
+def grey_data(grey_folder: Path) -> PreparedData:
+    """``grey_folder``, opened."""
+    return PreparedData.open(grey_folder)
+
+
+def _merge(target: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(target.get(key), dict):
+            _merge(target[key], value)
+        else:
+            target[key] = value
+
+
+_SHARED: dict[str, Any] = {
+    "network": {"channels": 32, "multipliers": [1], "blocks": 1, "heads": 1, "middle_attention": False},
+    "diffusion": {"noise_schedule": {"kind": "cosine", "timesteps": 40}, "prediction": "v"},
+    "training": {
+        "images": 64,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "ema_half_lives": [16, 64],
+        "ema_rampup": None,
+        "class_dropout": 0.2,
+        "precision": "fp32",
+        "log_every": 16,
+        "preview_every": None,
+        "checkpoint_every": 32,
+    },
+    "sampling": {"sampler": "ddim", "steps": 4},
+    "channels": 3,
+    "classes": 4,
+}
+
+
+@pytest.fixture(scope="session")
+def base_config() -> Configure:
+    """``base_config(8, training={"seed": 1}, ...)``: a tiny base stage for ``colour_data``, with changes merged in."""
+
+    def make(resolution: int = 8, **changes: Any) -> StageConfig:
+        raw: dict[str, Any] = {"name": f"base{resolution}", "resolution": resolution}
+        _merge(raw, _copied(_SHARED))
+        _merge(raw, changes)
+        return StageConfig.model_validate(raw)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sr_config() -> Configure:
+    """``sr_config(16, low=8, ...)``: a tiny SR stage that fits ``base_config``'s below it, with changes merged in."""
+
+    def make(resolution: int = 16, low: int = 8, **changes: Any) -> StageConfig:
+        raw: dict[str, Any] = {"name": f"sr{resolution}", "resolution": resolution}
+        _merge(raw, _copied(_SHARED))
+        raw["network"]["patch"] = 2
+        raw["conditioning"] = {
+            "augmentation": "gaussian",
+            "s_max": 0.5,
+            "low_resolution": low,
+            "low_schedule": {"kind": "cosine", "timesteps": 40},
+        }
+        raw["sampling"] = {"sampler": "ddim", "steps": 4, "augmentation": "nontruncated", "s": 0.1}
+        _merge(raw, changes)
+        if raw["conditioning"]["augmentation"] != "gaussian":
+            raw["conditioning"]["low_schedule"] = None
+            raw["sampling"] |= {"augmentation": "none", "s": 0.0}
+        return StageConfig.model_validate(raw)
+
+    return make
+
+
+def _copied(value: Any) -> Any:
+    return {key: _copied(inner) for key, inner in value.items()} if isinstance(value, dict) else value
+
+
+@pytest.fixture(scope="session")
+def random_stage() -> Callable[..., Stage]:
+    """``random_stage(config, seed=0)``: a stage of weights that were drawn, not trained; every input matters to it."""
+
+    def make(config: StageConfig, seed: int = 0) -> Stage:
+        network = build_network(config)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                # A fresh network answers exactly 0; that hides every input.
+                fan = parameter[0].numel() if parameter.dim() > 1 else 4
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan**0.5)
+        return Stage(config, network)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_runs(
+    tmp_path_factory: pytest.TempPathFactory, colour_data: PreparedData, base_config: Configure, sr_config: Configure
+) -> dict[str, Path]:
+    """Run folders ``base8`` and ``sr16``, trained on ``colour_data`` for a few steps."""
+    root = tmp_path_factory.mktemp("runs")
+    for config in (base_config(8), sr_config(16, low=8)):
+        train(config, colour_data, root / config.name, device=CPU)
+    return {name: root / name for name in ("base8", "sr16")}
+
+
+@pytest.fixture(scope="session")
+def tiny_cascade_folder(tmp_path_factory: pytest.TempPathFactory, tiny_runs: Mapping[str, Path]) -> Path:
+    """The cascade folder assembled from ``tiny_runs``."""
+    folder = tmp_path_factory.mktemp("cascade") / "tiny"
+    parts = {name: stage_from_run(run) for name, run in tiny_runs.items()}
+    cascade = Cascade(
+        [stage for stage, _ in parts.values()], provenance={name: origin for name, (_, origin) in parts.items()}
+    )
+    cascade.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_cascade(tiny_cascade_folder: Path) -> Cascade:
+    """``tiny_cascade_folder``, opened anew for every test."""
+    return Cascade.from_pretrained(tiny_cascade_folder)

@@ -1,0 +1,84 @@
+"""Importing the package is quick, loads nothing heavy, and gives every public name."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import cascaded_diffusion
+from cascaded_diffusion.version import VERSION
+
+HEAVY = ("torch", "numpy", "pydantic", "PIL", "yaml", "safetensors", "rich")
+SOURCE = str(Path(cascaded_diffusion.__file__).parents[1])
+
+IMPORT = "import cascaded_diffusion"
+HELP = """
+import sys
+from cascaded_diffusion.cli.app import main
+sys.argv = ["cdm", *ARGUMENTS]
+try:
+    main()
+except SystemExit as end:
+    assert end.code == 0, end.code
+"""
+
+
+def run(code: str) -> str:
+    start = f"import sys; sys.path.insert(0, {SOURCE!r})\n"
+    result = subprocess.run([sys.executable, "-c", start + code], capture_output=True, text=True, check=True)
+    assert result.stderr == ""
+    return result.stdout
+
+
+def heavy_modules(code: str) -> list[str]:
+    return (
+        run(f"{code}\nprint('loaded:', *(name for name in {HEAVY} if name in sys.modules))").split("loaded:")[1].split()
+    )
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    work()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], [], ["sample", "--help"], ["train", "--help"]])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    assert heavy_modules(HELP.replace("ARGUMENTS", repr(arguments))) == []
+
+
+def test_import_loads_nothing_heavy() -> None:
+    assert heavy_modules(IMPORT) == []
+
+
+def test_recipes_are_listed_without_torch() -> None:
+    assert "torch" not in heavy_modules(HELP.replace("ARGUMENTS", "['recipe', '--list']"))
+
+
+@pytest.mark.parametrize("code", [IMPORT, HELP.replace("ARGUMENTS", "['--help']")])
+def test_less_than_half_a_second(code: str) -> None:
+    # Of the processor, in the best of five tries: other work on the machine must not fail it.
+    assert any(cpu_seconds(lambda: run(code)) < 0.5 for _ in range(5))
+
+
+def test_every_public_name_is_there() -> None:
+    for name in cascaded_diffusion.__all__:
+        assert getattr(cascaded_diffusion, name) is not None
+    assert set(cascaded_diffusion.__all__) <= set(dir(cascaded_diffusion))
+    assert {"Cascade", "Schedule", "UNet", "ddim", "train", "prepare"} <= set(cascaded_diffusion.__all__)
+
+
+def test_unknown_names_are_attribute_errors() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'Nope'"):
+        _ = cascaded_diffusion.Nope
+
+
+def test_version() -> None:
+    assert cascaded_diffusion.__version__ == VERSION
+    assert run(HELP.replace("ARGUMENTS", "['--version']")).strip() == VERSION

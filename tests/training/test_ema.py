@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from cascaded_diffusion.training.ema import Averages, ema_decay
+
+
+def _filled(value: float) -> nn.Linear:
+    network = nn.Linear(3, 2)
+    _fill(network, value)
+    return network
+
+
+@torch.no_grad()
+def _fill(network: nn.Module, value: float) -> None:
+    for parameter in network.parameters():
+        parameter.fill_(value)
+
+
+def test_decay_halves_over_a_half_life() -> None:
+    decay = ema_decay(1000, 10, images_seen=10**9, rampup=None)
+    assert decay**100 == pytest.approx(0.5)
+
+
+def test_decay_of_the_paper() -> None:
+    """0.9999 at batch 2048 is a half-life of 14.2 million images."""
+    assert ema_decay(14.195e6, 2048, 10**12, None) == pytest.approx(0.9999, abs=1e-7)
+
+
+@pytest.mark.parametrize("seen, expected", [(100, 0.5 ** (10 / 5)), (10_000, 0.5 ** (10 / 500)), (10**8, 0.5**0.01)])
+def test_rampup_caps_the_half_life(seen: int, expected: float) -> None:
+    assert ema_decay(1000, 10, seen, 0.05) == pytest.approx(expected)
+
+
+def test_averages_follow_their_closed_form() -> None:
+    """After weights w_1..w_n the average is d^n w_0 + (1-d) sum_i d^(n-i) w_i, for each half-life by itself."""
+    network = _filled(1.0)
+    averages = Averages(network, (100, 25, 400), None)
+    values = [2.0, -1.0, 0.5, 3.0, 3.0, -2.0]
+    for i, value in enumerate(values):
+        _fill(network, value)
+        averages.update(10, 10 * (i + 1))
+    for half_life in (100, 25, 400):
+        d = 0.5 ** (10 / half_life)
+        n = len(values)
+        expected = d**n + (1 - d) * sum(d ** (n - 1 - i) * value for i, value in enumerate(values))
+        for tensor in averages.weights[half_life].values():
+            torch.testing.assert_close(tensor, torch.full_like(tensor, expected))
+
+
+def test_rampup_makes_early_averages_forget_the_initial_weights() -> None:
+    averages = Averages(network := _filled(1.0), (10**9,), 0.05)
+    _fill(network, 0.0)
+    for i in range(20):
+        averages.update(10, 10 * (i + 1))
+    # Half-lives 0.5, 1, ... 10 images at 10 images a step: 2^-(20/1 + 20/2 + ... + 20/20).
+    expected = 0.5 ** (20 * sum(1 / i for i in range(1, 21)))
+    for tensor in averages.weights[10**9].values():
+        torch.testing.assert_close(tensor, torch.full_like(tensor, expected), rtol=1e-4, atol=0)
+
+
+def test_averages_share_no_memory_with_the_network_or_each_other() -> None:
+    network = _filled(1.0)
+    averages = Averages(network, (10, 20), None)
+    _fill(network, 5.0)
+    assert all(bool((tensor == 1).all()) for average in averages.weights.values() for tensor in average.values())
+    averages.update(10, 10)
+    assert all(bool((parameter == 5).all()) for parameter in network.parameters())
+    tens, twenties = averages.weights[10], averages.weights[20]
+    assert all(not torch.equal(tens[name], twenties[name]) for name in tens)
+
+
+def test_averages_of_16_bit_weights_are_kept_in_float32() -> None:
+    averages = Averages(nn.Linear(3, 2).half(), (10,), None)
+    assert {tensor.dtype for tensor in averages.weights[10].values()} == {torch.float32}
+
+
+def test_load_copies() -> None:
+    averages = Averages(network := _filled(1.0), (10, 20), None)
+    saved = {name: torch.full_like(parameter, 7.0) for name, parameter in network.named_parameters()}
+    averages.load(20, saved)
+    saved["weight"].zero_()
+    assert bool((averages.weights[20]["weight"] == 7).all())
+    assert bool((averages.weights[10]["weight"] == 1).all())
