@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import pytest
@@ -11,7 +12,9 @@ from torch import Tensor
 from cascaded_diffusion.cascade.generate import sample_stage, stage_evaluations, stage_grids
 from cascaded_diffusion.cascade.sampling import SamplerName, SamplingConfig
 from cascaded_diffusion.cascade.stage import Stage, StageConfig, build_network
-from cascaded_diffusion.diffusion.samplers import Step
+from cascaded_diffusion.diffusion.samplers import SAMPLERS as sampler_functions
+from cascaded_diffusion.diffusion.samplers import Denoiser, NoiseSource, Step
+from cascaded_diffusion.diffusion.schedule import Level
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.randomness import normal
 
@@ -197,6 +200,24 @@ def test_the_extension_runs_the_lower_half_again(base: Stage) -> None:
     assert [grid[-1].time for grid in stage_grids(base, _settings(extension=True), 0.25)] == [0, 0.25]
     with pytest.raises(UserError, match=r"s must be below 0\.5"):
         sample_stage(base, _settings(extension=True), index=INDEX, labels=LABELS, stop=0.5)
+
+
+def test_every_step_of_every_run_has_noise_of_its_own(base: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Tensor] = []
+
+    def listening(denoise: Denoiser, x: Tensor, levels: Sequence[Level], *, noise: NoiseSource, **_: Any) -> Tensor:
+        drawn.extend([x, noise(0), noise(1)])
+        return x
+
+    monkeypatch.setitem(sampler_functions, "ancestral", listening)
+    sample_stage(base, _settings(extension=True), index=torch.arange(400), labels=torch.zeros(400, dtype=torch.int64))
+    # The second run starts from the first's result, noised to half time.
+    half = base.diffusion.schedule.level(0.5).alpha_bar
+    drawn[3] = (drawn[3] - half**0.5 * drawn[0]) / (1 - half) ** 0.5
+    n = drawn[0].numel()
+    assert all(abs(float(noise.std()) - 1) < 5 * (2 * n) ** -0.5 for noise in drawn)
+    correlation = torch.corrcoef(torch.stack([noise.flatten() for noise in drawn])) - torch.eye(6)
+    assert correlation.abs().max() < 5 * n**-0.5
 
 
 def test_a_learned_variance_is_used(learned: Stage) -> None:

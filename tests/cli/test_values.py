@@ -33,14 +33,14 @@ def test_commas_belong_to_the_stage_before_them() -> None:
 
 @pytest.mark.parametrize("text", ["=1", "a=1,a=2", "1,a=2", "a=1,=2", ",a=1"])
 def test_per_stage_refuses(text: str) -> None:
-    with pytest.raises(UserError, match="^--steps: "):
+    with pytest.raises(UserError, match=r"^--steps: "):
         per_stage("--steps", text, str)
 
 
 @pytest.mark.parametrize("text", ["", "x", "nan", "inf", "-inf", "1,2", "0x1"])
 def test_numbers(text: str) -> None:
     assert to_number("--s")("-0.5") == -0.5
-    with pytest.raises(UserError, match="^--s: .* is not a number$"):
+    with pytest.raises(UserError, match=r"^--s: .* is not a number$"):
         to_number("--s")(text)
     with pytest.raises(typer.BadParameter):
         number_from(0)(text)
@@ -51,13 +51,13 @@ def test_whole_numbers() -> None:
     assert whole_from(0)(0) == 0
     assert whole_from(-5)("-3") == -3
     for text in ("0", "-1", "1.0", "1e3", "", "²", "٣", "--1", "1_000", " 1"):
-        with pytest.raises(typer.BadParameter, match="allowed: whole numbers from 1$"):
+        with pytest.raises(typer.BadParameter, match=r"allowed: whole numbers from 1$"):
             whole_from(1)(text)
 
 
 def test_numbers_from() -> None:
     assert number_from(0)("0.5") == 0.5
-    with pytest.raises(typer.BadParameter, match="^'-0.1'; allowed: numbers from 0$"):
+    with pytest.raises(typer.BadParameter, match=r"^'-0.1'; allowed: numbers from 0$"):
         number_from(0)("-0.1")
 
 
@@ -65,5 +65,5 @@ def test_classes() -> None:
     assert split_classes(None) is None
     assert split_classes("3, Bag") == ["3", "Bag"]
     for text in ("", "1,", ",1", "1,,2"):
-        with pytest.raises(UserError, match="^--classes: .* has an empty entry"):
+        with pytest.raises(UserError, match=r"^--classes: .* has an empty entry"):
             split_classes(text)

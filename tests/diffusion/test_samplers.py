@@ -189,7 +189,8 @@ def test_the_order_of_convergence(name: str, ratio: float) -> None:
     x = torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     errors = []
     for steps in (40, 80, 160):
-        levels = [CONTINUOUS.level(0.9 - 0.8 * i / steps) for i in range(steps + 1)]
+        # Long and short steps in turn, 3 to 2.
+        levels = [CONTINUOUS.level(0.9 - 0.8 * (i + 0.2 * (i % 2)) / steps) for i in range(steps + 1)]
         end = SAMPLERS[name](exact_denoiser(), x, levels, noise=_no_noise)
         errors.append(float((end - _flow(x, levels[0], levels[-1])).abs().max()))
     for coarse, fine in itertools.pairwise(errors):
@@ -214,6 +215,23 @@ def test_float32_agrees_with_float64() -> None:
     for name in ("ddim", "heun", "dpmpp-2m"):
         single, double = (SAMPLERS[name](exact_denoiser(), y, levels, noise=_no_noise) for y in (x, x.double()))
         torch.testing.assert_close(single.double(), double, rtol=0, atol=2e-4)
+
+
+def test_the_steps_of_dpmpp_by_hand() -> None:
+    """alpha_bar 1/5, 1/2, 0.64 (half log SNRs -log 2, 0, log(4/3)): the second step extrapolates by h_2 / 2 h_1."""
+    levels = [Level(0.2, 0.7), Level(0.5, 0.5), Level(0.64, 0.4)]
+    predicted = {0.7: 0.3, 0.5: -0.2}
+
+    def denoise(x: Tensor, level: Level) -> Prediction:
+        x0 = torch.full_like(x, predicted[level.time])
+        return Prediction(x0, noise_from_image(x, x0, level.alpha_bar))
+
+    x = torch.full((1, 1, 1, 1), 0.9, dtype=torch.float64)
+    end = dpmpp_2m(denoise, x, levels, noise=_no_noise)
+    first = math.sqrt(0.5 / 0.8) * 0.9 - math.sqrt(0.5) * (math.exp(-math.log(2)) - 1) * 0.3
+    extrapolated = -0.2 + math.log(4 / 3) / (2 * math.log(2)) * (-0.2 - 0.3)
+    second = math.sqrt(0.36 / 0.5) * first - 0.8 * (3 / 4 - 1) * extrapolated
+    assert float(end) == pytest.approx(second, rel=1e-12)
 
 
 def test_dpmpp_does_not_extrapolate_far() -> None:

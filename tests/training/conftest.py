@@ -13,12 +13,14 @@ from typing import IO, Any
 import pytest
 
 # Imports torch once and forks a child for every command: each is a process of its own, without the seconds of a start.
-_SERVER = '''
+_SERVER = """
 import contextlib, importlib, json, os, signal, sys
 import torch
 torch.set_num_threads(1)
-import cascaded_diffusion.training.loop, cascaded_diffusion.recipes.recipe, cascaded_diffusion.training.export
+import cascaded_diffusion.training.loop, cascaded_diffusion.recipes.recipe, cascaded_diffusion.cli.progress
 from cascaded_diffusion.cli.app import main
+
+torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # the first optimizer imports half of torch
 
 
 def die_at(place, call):
@@ -58,7 +60,7 @@ for line in sys.stdin:
         child(json.loads(line))
     print(pid, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-'''
+"""
 
 
 class Commands:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def test_image_i_is_the_same_however_it_is_batched(
     config = base_config(flip=True) if kind == "base" else sr_config(flip=True, conditioning={"augmentation": kind})
     offset = 55
     whole = _batch(config, colour_data, offset, offset + 20)
-    parts = [_batch(config, colour_data, offset + a, offset + b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [_batch(config, colour_data, offset + a, offset + b) for a, b in pairwise(cuts)]
     for together, apart in zip(whole, _joined(parts), strict=True):
         if together is None:
             assert apart is None
@@ -90,7 +91,7 @@ def test_another_seed_is_another_run(base_config: Configure, colour_data: Prepar
 
 
 def test_flip_is_shared_by_both_resolutions(sr_config: Configure, grey_data: PreparedData) -> None:
-    """Gradients show their side: an unshared flip would make the low-res image another picture than the high-res one."""
+    """Gradients show their side: with a flip of its own the low-res image would be another picture."""
     config = sr_config(channels=1, classes=None, flip=True, conditioning={"augmentation": "none"})
     batch = _batch(config, grey_data, 0, 200)
     assert batch.low_res is not None
@@ -105,7 +106,9 @@ def test_without_flip_nothing_is_mirrored(sr_config: Configure, grey_data: Prepa
     assert bool((batch.x0[..., -1] >= batch.x0[..., 0]).all())
 
 
-def test_labels_travel_with_their_images(base_config: Configure, colour_data: PreparedData, colours: np.ndarray) -> None:
+def test_labels_travel_with_their_images(
+    base_config: Configure, colour_data: PreparedData, colours: np.ndarray
+) -> None:
     batch = _batch(base_config(training={"class_dropout": 0.0}), colour_data, 0, 100)
     mean = (batch.x0.mean((2, 3)).numpy() + 1) * 127.5
     nearest = np.linalg.norm(mean[:, None] - colours[None].astype(float), axis=-1).argmin(1)

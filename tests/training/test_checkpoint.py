@@ -65,9 +65,7 @@ def test_leftovers_are_cleaned_by_the_next_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "ema-20.safetensors", "optimizer.pt", "manifest.json"])
-def test_a_death_while_writing_leaves_no_checkpoint(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_death_while_writing_leaves_no_checkpoint(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process 'dies' when it comes to a file; what is there afterwards is what was there before."""
     _write(tmp_path, 100)
 

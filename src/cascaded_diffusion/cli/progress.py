@@ -54,7 +54,7 @@ class ProgressDisplay:
         self._works[what] = _Work(first=done, started=now, told=now)
 
     def advance(self, what: str, done: int, total: int, note: str = "") -> None:
-        """Show that ``done`` of ``total`` images are through the work called ``what``; several may go on side by side."""
+        """Show that ``done`` of ``total`` images are through the work called ``what``; several may go on together."""
         now = time.monotonic()
         if what not in self._works:
             self.begin(what)

@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from cascaded_diffusion.diffusion.process import (
     beta_between,
     learned_log_variance,
-    noise_from_image,
     posterior_mean,
     q_sample,
 )
@@ -225,14 +223,3 @@ def evaluations(sampler: str, levels: Sequence[Level]) -> int:
     """Network evaluations (NFE) that a sampler spends on a grid; guidance doubles the cost of each."""
     calls = len(levels) - 1
     return max(2 * calls - 1, 0) if sampler == "heun" else calls
-
-
-def clipped_prediction(x: Tensor, x0: Tensor, level: Level, variance: Tensor | None = None) -> Prediction:
-    """A prediction from x_0 alone, with the noise that fits to it."""
-    return Prediction(x0, noise_from_image(x, x0, level.alpha_bar), variance)
-
-
-def stacked_noise(noises: Sequence[Tensor]) -> NoiseSource:
-    """A noise source that replays given tensors, for tests and examples."""
-    stacked = torch.stack(list(noises))
-    return lambda i: stacked[i]

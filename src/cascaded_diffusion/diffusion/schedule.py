@@ -189,12 +189,11 @@ class Schedule:
             raw = cosine_alpha_bar(u) if self.config.kind == "cosine" else linear_alpha_bar(u, *self.config.betas)
             low = 1 / (1 + math.exp(_MAX_LOG_SNR))
             return shift_log_snr(np.clip(raw, low, 1 - low), self.config.log_snr_shift)
-        # Between steps sqrt(alpha_bar) is linear (WaveGrad, 2009.00713, section 4); on the grid it is the table's.
-        grid = np.arange(len(table) + 1) / len(table)
+        whole = np.concatenate([[1.0], table])
         if not self.config.is_continuous:
-            return np.concatenate([[1.0], table])[np.rint(u * len(table)).astype(np.int64)]
-        root: np.ndarray = np.interp(u, grid, np.sqrt(np.concatenate([[1.0], table])))
-        return root**2
+            return np.asarray(whole[np.rint(u * len(table)).astype(np.int64)])
+        # Between steps sqrt(alpha_bar) is linear (WaveGrad, 2009.00713, section 4); on the grid it is the table's.
+        return np.asarray(np.interp(u, np.arange(len(whole)) / len(table), np.sqrt(whole)) ** 2)
 
     def level(self, u: float) -> Level:
         """The level at time ``u``, snapped to the grid of a discrete schedule."""

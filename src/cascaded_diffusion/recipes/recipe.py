@@ -125,7 +125,7 @@ def _apply(raw: dict[str, Any], overrides: list[tuple[list[str], Any]], stage: s
             targets = [stages[stage]] if stage in stages else list(stages.values())
             for target in targets:
                 _put(target, path, value, setting)
-        elif path[0] in Recipe.model_fields and path[0] != "stages":
+        elif path[0] in Recipe.model_fields and path[0] not in ("name", "stages"):
             _put(raw, path, value, setting)
         else:
             allowed = sorted((StageRecipe.model_fields.keys() | Recipe.model_fields.keys()) - {"name"})

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+
+from cascaded_diffusion.cascade.stage import Stage, StageConfig, build_network, fill_network, load_weights
+from cascaded_diffusion.config import explain
+from cascaded_diffusion.errors import UserError
+
+Configure = Callable[..., StageConfig]
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"name": "base16"}, ["name", "'base16'", "base8, sr8"]),
+        ({"name": "first"}, ["name", "'first'", "base8, sr8"]),
+        ({"conditioning": {"low_resolution": 4}}, ["conditioning", "base8", "base stage"]),
+        ({"network": {"multipliers": [1, 1, 1, 1, 1]}}, ["resolution", "8", "16"]),
+        ({"network": {"attention": [5]}}, ["attention", "5", "[8]"]),
+        ({"network": {"blocks": [1, 2]}}, ["blocks", "[1, 2]"]),
+        ({"sampling": {"augmentation": "truncated"}}, ["sampling.augmentation", "truncated", "gaussian"]),
+        ({"sampling": {"endpoints": [1e-4, 0.1]}}, ["sampling.endpoints", "continuous"]),
+        (
+            {"sampling": {"guidance": 2.0}, "training": {"class_dropout": 0.0}},
+            ["sampling.guidance: 2", "class_dropout", "allowed 1"],
+        ),
+        ({"class_names": ["a", "b"]}, ["class_names", "2 names for 4 classes"]),
+        ({"netwrk": {}}, ["netwrk"]),
+        ({"network": {"chanels": 3}}, ["network", "chanels"]),
+    ],
+)
+def test_a_base_stages_refusals(changes: dict[str, Any], words: list[str], base_config: Configure) -> None:
+    with pytest.raises(ValidationError) as caught:
+        base_config(**changes)
+    line = explain(caught.value)
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"conditioning": None}, ["conditioning", "sr16", "needs it"]),
+        ({"conditioning": {"low_resolution": 16}}, ["conditioning.low_resolution", "16 is not below 16"]),
+        ({"conditioning": {"low_resolution": None}}, ["conditioning.low_resolution is missing"]),
+        ({"conditioning": {"low_schedule": None}}, ["conditioning.low_schedule is missing"]),
+        ({"sampling": {"s": 0.6}}, ["sampling.s: 0.6", "s_max 0.5"]),
+    ],
+)
+def test_an_sr_stages_refusals(changes: dict[str, Any], words: list[str], sr_config: Configure) -> None:
+    raw = sr_config().model_dump(mode="json")
+    for key, value in changes.items():
+        raw[key] = raw[key] | value if isinstance(value, dict) else value
+    with pytest.raises(ValidationError) as caught:
+        StageConfig.model_validate(raw)
+    line = explain(caught.value)
+    assert all(word in line for word in words), line
+
+
+def test_the_network_has_what_the_configuration_says(base_config: Configure, sr_config: Configure) -> None:
+    base = build_network(base_config(classes=None))
+    assert (base.classes, base.low_res_channels, base.has_s, base.out_channels) == (None, 0, False, 3)
+    learned = build_network(base_config(channels=1, diffusion={"variance": "learned"}))
+    assert (learned.classes, learned.image_channels, learned.out_channels) == (4, 1, 2)
+    gaussian = build_network(sr_config(conditioning={"upsample": "bicubic"}))
+    assert (gaussian.low_res_channels, gaussian.has_s, gaussian.upsample) == (3, True, "bicubic")
+    blur = build_network(sr_config(conditioning={"augmentation": "blur"}))
+    assert (blur.low_res_channels, blur.has_s) == (3, False)
+
+
+def test_a_stage_folder_comes_back_the_same(
+    tmp_path: Path, random_stage: Callable[..., Stage], sr_config: Configure
+) -> None:
+    stage = random_stage(sr_config(class_names=["a", "b", "c", "d"]))
+    stage.save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    again = Stage.load(tmp_path)
+    assert again.config == stage.config
+    assert again.name == "sr16"
+    assert all(torch.equal(a, b) for a, b in zip(stage.network.parameters(), again.network.parameters(), strict=True))
+    assert not again.network.training
+    assert not any(parameter.requires_grad for parameter in again.network.parameters())
+
+
+def test_half_precision_halves_the_file_and_loads_as_float32(
+    tmp_path: Path, random_stage: Callable[..., Stage], base_config: Configure
+) -> None:
+    stage = random_stage(base_config())
+    stage.save(tmp_path / "full")
+    stage.save(tmp_path / "half", dtype=torch.float16)
+    full, half = ((tmp_path / name / "model.safetensors").stat().st_size for name in ("full", "half"))
+    assert half < 0.6 * full
+    again = Stage.load(tmp_path / "half")
+    for a, b in zip(stage.network.parameters(), again.network.parameters(), strict=True):
+        assert b.dtype == torch.float32
+        assert torch.equal(a.half().float(), b)
+
+
+def test_the_config_records_what_s_refers_to(
+    tmp_path: Path, random_stage: Callable[..., Stage], sr_config: Configure
+) -> None:
+    random_stage(sr_config()).save(tmp_path)
+    recorded = json.loads((tmp_path / "config.json").read_text())["conditioning"]
+    assert recorded["augmentation"] == "gaussian"
+    assert recorded["s_max"] == 0.5
+    assert recorded["low_resolution"] == 8
+    assert recorded["low_schedule"]["timesteps"] == 40
+
+
+def test_missing_and_damaged_files_are_named(
+    tmp_path: Path, random_stage: Callable[..., Stage], base_config: Configure
+) -> None:
+    with pytest.raises(UserError, match=r"config\.json: no such file"):
+        Stage.load(tmp_path)
+    random_stage(base_config()).save(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    for content in (whole[:-10], whole[:4], b"", b"\xff" * 100):
+        weights.write_bytes(content)
+        with pytest.raises(UserError, match=r"model\.safetensors: not a readable safetensors file"):
+            Stage.load(tmp_path)
+    weights.unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors: no such file; .* train it first"):
+        load_weights(weights)
+
+
+@pytest.mark.parametrize(
+    "changes, words", [({"flipp": True}, "flipp"), ({"format_version": 2}, "format_version"), ({"channels": 9}, "chan")]
+)
+def test_a_wrong_config_is_named(
+    changes: dict[str, Any], words: str, tmp_path: Path, random_stage: Callable[..., Stage], base_config: Configure
+) -> None:
+    random_stage(base_config()).save(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(UserError) as caught:
+        Stage.load(tmp_path)
+    assert str(path) in str(caught.value)
+    assert words in str(caught.value)
+
+
+def test_weights_of_another_network_are_told_by_tensor(
+    tmp_path: Path, random_stage: Callable[..., Stage], base_config: Configure
+) -> None:
+    random_stage(base_config()).save(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    network = build_network(base_config())
+    with pytest.raises(UserError, match=r"tensors missing for this config\.json: stem\.weight$"):
+        fill_network(network, {k: v for k, v in tensors.items() if k != "stem.weight"}, path)
+    with pytest.raises(UserError, match=r"tensors unexpected .*: extra$"):
+        fill_network(network, {**tensors, "extra": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match=r"tensors of another shape .*: stem\.weight$"):
+        fill_network(network, {**tensors, "stem.weight": torch.zeros(3)}, path)
+    save_file({}, path)
+    with pytest.raises(UserError, match=r"tensors missing .* and \d+ more"):
+        Stage.load(tmp_path)
+
+
+class TestGuidance:
+    """Guided output = without class + guidance (with class - without)."""
+
+    @pytest.fixture
+    def call(self, random_stage: Callable[..., Stage], sr_config: Configure) -> Callable[..., torch.Tensor]:
+        stage = random_stage(sr_config(diffusion={"variance": "learned"}))
+        x, low = torch.randn(2, 3, 16, 16), torch.randn(2, 3, 8, 8)
+        time, s = torch.tensor([300.0, 300.0]), torch.tensor([0.1, 0.1])
+
+        def call(labels: list[int], guidance: float = 1.0) -> torch.Tensor:
+            network = stage.network_call(labels=torch.tensor(labels), low_res=low, s=s, guidance=guidance)
+            return network(x, time)
+
+        return call
+
+    def test_it_extrapolates_from_without_class_to_with(self, call: Callable[..., torch.Tensor]) -> None:
+        with_class, without = call([1, 2]), call([-1, -1])
+        guided = call([1, 2], 2.5)
+        expected = without + 2.5 * (with_class - without)
+        torch.testing.assert_close(guided[:, :3], expected[:, :3], rtol=1e-3, atol=1e-4)
+        assert (guided[:, :3] - with_class[:, :3]).abs().max() > 1e-2
+
+    def test_guidance_0_is_without_class(self, call: Callable[..., torch.Tensor]) -> None:
+        torch.testing.assert_close(call([1, 2], 0.0)[:, :3], call([-1, -1])[:, :3], rtol=1e-3, atol=1e-4)
+
+    def test_a_learned_variance_is_that_of_the_class(self, call: Callable[..., torch.Tensor]) -> None:
+        torch.testing.assert_close(call([1, 2], 2.5)[:, 3:], call([1, 2])[:, 3:], rtol=1e-3, atol=1e-4)

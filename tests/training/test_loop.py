@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cascaded_diffusion.cascade.stage import StageConfig
+from cascaded_diffusion.data.prepared import PreparedData
+from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.training import loop
+from cascaded_diffusion.training.checkpoint import checkpoint_folders
+from cascaded_diffusion.training.loop import Progress, _Trainer, _Window, read_metrics, train
+from cascaded_diffusion.training.state import TrainingState
+
+Configure = Callable[..., StageConfig]
+CPU = torch.device("cpu")
+
+
+def _weights(run: Path) -> dict[str, Tensor]:
+    folder = checkpoint_folders(run)[-1]
+    return {
+        f"{path.name}/{name}": value
+        for path in folder.glob("*.safetensors")
+        for name, value in load_file(folder / path.name).items()
+    }
+
+
+def _assert_equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.fixture
+def trainer(tmp_path: Path, colour_data: PreparedData) -> Callable[[StageConfig], _Trainer]:
+    """A trainer whose weights are all drawn: a fresh network's zero output would hide most gradients."""
+
+    def make(config: StageConfig, data: PreparedData = colour_data) -> _Trainer:
+        trainer = _Trainer(config, data, tmp_path, CPU)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in trainer.state.network.parameters():
+                fan = parameter[0].numel() if parameter.dim() > 1 else 4
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan**0.5)
+        return trainer
+
+    return make
+
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "base": ("base", {}),
+    "base without classes": ("base", {"classes": None}),
+    "base, learned variance": ("base", {"diffusion": {"variance": "learned", "prediction": "eps"}}),
+    "base, attention and dropout": ("base", {"network": {"attention": [8], "middle_attention": True, "dropout": 0.1}}),
+    "gaussian": ("sr", {}),
+    "gaussian, continuous": ("sr", {"diffusion": {"noise_schedule": {"timesteps": None}}}),
+    "blur": ("sr", {"conditioning": {"augmentation": "blur"}}),
+    "none, without classes": ("sr", {"classes": None, "conditioning": {"augmentation": "none"}}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_is_trained(
+    kind: str, trainer: Callable[..., _Trainer], base_config: Configure, sr_config: Configure
+) -> None:
+    which, changes = KINDS[kind]
+    made = trainer((base_config if which == "base" else sr_config)(**changes))
+    for batch in made.micro_batches(0):
+        made.losses(batch).sum().backward()
+    without = [
+        name
+        for name, parameter in made.state.network.named_parameters()
+        if parameter.grad is None or not bool(parameter.grad.abs().sum() > 0)
+    ]
+    assert without == []
+
+
+@pytest.mark.parametrize("kind", ["base, learned variance", "gaussian", "blur"])
+@pytest.mark.parametrize("micro_batch", [1, 2, 4])
+def test_accumulated_steps_equal_whole_ones(
+    kind: str, micro_batch: int, trainer: Callable[..., _Trainer], base_config: Configure, sr_config: Configure
+) -> None:
+    """The gradient itself, in float32, with clipping off so that nothing rescales it."""
+    which, changes = KINDS[kind]
+    gradients = []
+    for size in (None, micro_batch):
+        settings = {**changes, "training": {"micro_batch": size, "grad_clip": None}}
+        made = trainer((base_config if which == "base" else sr_config)(**settings))
+        kept: dict[str, Tensor] = {}
+        made.state.optimizer.register_step_pre_hook(
+            lambda *_, made=made, kept=kept: kept.update(
+                {name: p.grad.clone() for name, p in made.state.network.named_parameters() if p.grad is not None}
+            )
+        )
+        made.step(_Window(CPU))
+        gradients.append(kept)
+        assert made.state.images == 8
+    whole, accumulated = gradients
+    # Rounding is measured against the largest gradient: biases in front of a normalisation have none of their own.
+    largest = max(float(gradient.abs().max()) for gradient in whole.values())
+    for name, gradient in whole.items():
+        torch.testing.assert_close(accumulated[name], gradient, rtol=1e-4, atol=1e-6 * largest)
+
+
+def test_gradients_are_clipped_to_the_norm_and_the_norm_is_logged_before(
+    trainer: Callable[..., _Trainer], base_config: Configure
+) -> None:
+    made = trainer(base_config(training={"grad_clip": 0.01}))
+    norms: list[float] = []
+    made.state.optimizer.register_step_pre_hook(
+        lambda *_: norms.append(
+            math.sqrt(sum(float(p.grad.square().sum()) for p in made.state.network.parameters() if p.grad is not None))
+        )
+    )
+    window = _Window(CPU)
+    made.step(window)
+    assert norms == [pytest.approx(0.01, rel=1e-3)]
+    assert window.summary()["grad_norm"] > 0.1
+
+
+def test_a_run_of_small_steps_writes_what_it_should(
+    tmp_path: Path, base_config: Configure, colour_data: PreparedData
+) -> None:
+    """Lengths that the batch does not divide: the end is rounded up, every multiple that a step passes counts."""
+    config = base_config(
+        training={
+            "images": 60,
+            "log_every": 20,
+            "checkpoint_every": 24,
+            "preview_every": 32,
+            "preview_count": 2,
+            "keep_checkpoints": None,
+        }
+    )
+    seen: list[Progress] = []
+    result = train(config, colour_data, tmp_path / "run", device=CPU, watch=seen.append)
+    run = tmp_path / "run"
+    assert result.images == 64
+    assert result.signal is None
+    assert result.checkpoint == checkpoint_folders(run)[-1]
+    assert [int(path.name) for path in checkpoint_folders(run)] == [24, 48, 64]
+    assert [line["images"] for line in read_metrics(run)] == [24, 40, 64]
+    assert sorted(int(path.stem) for path in (run / "previews").iterdir()) == [32, 64]
+    assert [progress.images for progress in seen] == list(range(8, 65, 8))
+    assert {progress.target for progress in seen} == {64}
+    assert [progress.metrics for progress in seen if progress.metrics] == read_metrics(run)
+    assert StageConfig.load(run / "config.json") == config
+
+
+def test_metrics_hold_finite_numbers_and_the_loss_by_time(
+    tmp_path: Path, base_config: Configure, colour_data: PreparedData
+) -> None:
+    train(base_config(training={"decay": "linear"}), colour_data, tmp_path, device=CPU)
+    for line in read_metrics(tmp_path):
+        assert len(line["loss_by_time"]) == 8
+        assert all(value is None or math.isfinite(value) for value in line["loss_by_time"])
+        assert math.isfinite(line["loss"])
+        assert line["grad_norm"] > 0
+        assert line["images_per_second"] > 0
+        assert 0 <= line["data_wait"] < 1
+    assert read_metrics(tmp_path)[-1]["lr"] == 0
+    assert read_metrics(tmp_path / "nothing") == []
+
+
+def test_the_loss_goes_down(tmp_path: Path, base_config: Configure, colour_data: PreparedData) -> None:
+    config = base_config(training={"images": 400, "log_every": 80, "learning_rate": 3e-3})
+    train(config, colour_data, tmp_path, device=CPU)
+    losses = [line["loss"] for line in read_metrics(tmp_path)]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("kind", ["base", "sr"])
+def test_previews_do_not_disturb_training(
+    kind: str, tmp_path: Path, base_config: Configure, sr_config: Configure, colour_data: PreparedData
+) -> None:
+    """With dropout, whose generator a preview must not advance, and averages, which it must not mix in."""
+    configure = base_config if kind == "base" else sr_config
+    for every, name in ((None, "without"), (8, "with")):
+        settings = {"images": 40, "preview_every": every, "preview_count": 3}
+        config = configure(network={"dropout": 0.3}, training=settings)
+        train(config, colour_data, tmp_path / name, device=CPU)
+    assert len(list((tmp_path / "with" / "previews").iterdir())) == 5
+    assert not (tmp_path / "without" / "previews").exists()
+    _assert_equal(_weights(tmp_path / "with"), _weights(tmp_path / "without"))
+
+
+def test_averages_never_leak_into_the_weights(
+    tmp_path: Path, base_config: Configure, colour_data: PreparedData
+) -> None:
+    for half_lives, name in (([1], "one"), ([10_000, 30], "others")):
+        config = base_config(training={"ema_half_lives": half_lives, "images": 40})
+        train(config, colour_data, tmp_path / name, device=CPU)
+    one, others = _weights(tmp_path / "one"), _weights(tmp_path / "others")
+    raw = [name for name in one if name.startswith("model.safetensors")]
+    assert raw
+    assert all(torch.equal(one[name], others[name]) for name in raw)
+    name = raw[0].partition("/")[2]
+    assert not torch.equal(others[f"ema-10000.safetensors/{name}"], others[f"ema-30.safetensors/{name}"])
+
+
+def test_batch_size_changes_the_steps_and_not_the_schedule(base_config: Configure) -> None:
+    for batch in (8, 32):
+        settings = {"batch_size": batch, "decay": "linear", "images": 640}
+        assert loop.learning_rate(base_config(training=settings).training, 320) == pytest.approx(0.0005)
+
+
+def test_max_images_moves_no_learning_rate(tmp_path: Path, base_config: Configure, colour_data: PreparedData) -> None:
+    config = base_config(training={"decay": "cosine", "warmup_images": 24, "log_every": 8})
+    train(config, colour_data, tmp_path / "short", device=CPU, max_images=30)
+    train(config, colour_data, tmp_path / "long", device=CPU)
+    short, long = ([line["lr"] for line in read_metrics(tmp_path / name)] for name in ("short", "long"))
+    assert len(short) == 4
+    assert short == long[:4]
+
+
+def test_a_finished_run_stays_as_it_is(tmp_path: Path, base_config: Configure, colour_data: PreparedData) -> None:
+    train(base_config(), colour_data, tmp_path, device=CPU)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")}
+    result = train(base_config(), colour_data, tmp_path, device=CPU, max_images=8)
+    assert result.images == 64
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")} == before
+    assert [line["images"] for line in read_metrics(tmp_path)] == [16, 32, 48, 64]
+
+
+def test_max_seconds_stops_and_saves(tmp_path: Path, base_config: Configure, colour_data: PreparedData) -> None:
+    result = train(base_config(training={"images": 10**8}), colour_data, tmp_path, device=CPU, max_seconds=0.3)
+    assert 8 <= result.images < 10**6
+    assert int(result.checkpoint.name) == result.images
+    again = train(base_config(training={"images": 10**8}), colour_data, tmp_path, device=CPU, max_seconds=0)
+    assert again.images == result.images + 8  # however little time, it gets on
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_its_last_checkpoint_stands(
+    tmp_path: Path, base_config: Configure, colour_data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poisoned(trainer: _Trainer, batch: Any) -> Tensor:
+        losses = honest(trainer, batch)
+        return losses * math.nan if trainer.state.images >= 40 else losses
+
+    honest = _Trainer.losses
+    monkeypatch.setattr(_Trainer, "losses", poisoned)
+    with pytest.raises(RuntimeError, match=r"base8: loss nan .* last checkpoint stands\. Try a lower learning_rate"):
+        train(base_config(), colour_data, tmp_path, device=CPU)
+    assert [int(path.name) for path in checkpoint_folders(tmp_path)] == [32]
+    assert [line["images"] for line in read_metrics(tmp_path)] == [16, 32]
+
+
+def test_a_damaged_checkpoint_is_not_trained_on(
+    tmp_path: Path, base_config: Configure, colour_data: PreparedData
+) -> None:
+    train(base_config(), colour_data, tmp_path, device=CPU, max_images=40)
+    path = checkpoint_folders(tmp_path)[-1] / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"model\.safetensors: damaged"):
+        train(base_config(), colour_data, tmp_path, device=CPU)
+
+
+def test_changes_are_refused_or_allowed(tmp_path: Path, base_config: Configure, colour_data: PreparedData) -> None:
+    train(base_config(), colour_data, tmp_path, device=CPU, max_images=16)
+    changed = base_config(training={"learning_rate": 2e-3})
+    with pytest.raises(UserError, match=r"training\.learning_rate: 0\.001 -> 0\.002"):
+        train(changed, colour_data, tmp_path, device=CPU)
+    result = train(changed, colour_data, tmp_path, device=CPU, max_images=32, allow_changes=True)
+    assert result.images == 32
+    assert read_metrics(tmp_path)[-1]["lr"] == 2e-3
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    tmp_path: Path, base_config: Configure, colour_data: PreparedData, grey_data: PreparedData
+) -> None:
+    with pytest.raises(UserError, match=r"channels: the stage has 3, the data 1"):
+        train(base_config(), grey_data, tmp_path / "run", device=CPU)
+    with pytest.raises(UserError, match=r"base8: sampling\.steps: 41 is more than the T=40"):
+        train(base_config(sampling={"steps": 41}), colour_data, tmp_path / "run", device=CPU)
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(UserError, match=r"not a run folder and not empty"):
+        train(base_config(), colour_data, tmp_path, device=CPU)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_it_trains_outside_the_main_thread(tmp_path: Path, base_config: Configure, colour_data: PreparedData) -> None:
+    """Where Python allows no signal handlers, the caller deals with signals."""
+    import threading
+
+    results: list[int] = []
+    work = threading.Thread(
+        target=lambda: results.append(train(base_config(), colour_data, tmp_path, device=CPU, max_images=8).images)
+    )
+    work.start()
+    work.join()
+    assert results == [8]
+
+
+def test_a_second_signal_does_not_stop_the_last_save(
+    tmp_path: Path, base_config: Configure, colour_data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+    import signal
+
+    def save(state: TrainingState, run: Path) -> Path:
+        os.kill(os.getpid(), signal.SIGINT)
+        return honest(state, run)
+
+    honest = TrainingState.save
+    monkeypatch.setattr(TrainingState, "save", save)
+
+    def impatient(progress: Progress) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    result = train(base_config(), colour_data, tmp_path, device=CPU, watch=impatient)
+    assert result.images == 8
+    assert result.signal == signal.SIGINT
+    assert [int(path.name) for path in checkpoint_folders(tmp_path)] == [8]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
