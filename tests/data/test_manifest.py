@@ -52,7 +52,7 @@ def test_a_good_manifest_is_read(tmp_path: Path) -> None:
         ({"resolutions": [8, 8]}, "distinct and ascending"),
         ({"skipped": 1}, "length of skipped_files"),
         ({"counts": {"train": 2, "val": 1}}, "files must list exactly"),
-        ({"surprise": 1}, "surprise: Extra inputs"),
+        ({"surprise": 1}, "surprise: unknown key"),
     ],
 )
 def test_a_wrong_manifest_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

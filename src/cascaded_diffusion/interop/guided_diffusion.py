@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
-from cascaded_diffusion.config import StrictModel
+from cascaded_diffusion.config import StrictModel, explain
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.networks.blocks import Resampling, ResidualBlock, SelfAttention, Unit
 from cascaded_diffusion.networks.unet import NetworkConfig, UNet
@@ -112,12 +112,8 @@ def _arguments(given: Mapping[str, Any]) -> GuidedDiffusionArguments:
     try:
         return GuidedDiffusionArguments(**given)
     except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc']))} = {fault['input']!r}: {fault['msg']}"
-            if fault["type"] != "missing"
-            else f"{'.'.join(map(str, fault['loc']))} is missing"
-            for fault in error.errors()
-        )
+        missing = [str(fault["loc"][0]) for fault in error.errors() if fault["type"] == "missing"]
+        faults = f"missing: {', '.join(missing)}" if missing else explain(error)
         raise UserError(f"guided-diffusion constructor arguments: {faults}") from None
 
 
