@@ -11,8 +11,8 @@ Two figures for class-conditional Fashion-MNIST samples at 32x32, from one small
 Usage, with DIR a folder made by `cdm prepare fashion-mnist DIR --resolutions 32` (or more resolutions):
 
     python benchmarks/fashion_mnist_recognition.py train-classifier --data DIR --out classifier.safetensors
-    python benchmarks/fashion_mnist_recognition.py recognise --classifier classifier.safetensors SAMPLES.npz
-    python benchmarks/fashion_mnist_recognition.py cas --data DIR SAMPLES.npz
+    python benchmarks/fashion_mnist_recognition.py recognise --classifier classifier.safetensors SAMPLES.npz [...]
+    python benchmarks/fashion_mnist_recognition.py cas --data DIR SAMPLES.npz [...]
 
 SAMPLES.npz is what `cdm sample` writes: `arr_0` uint8 (N, 32, 32, 1 or 3), `arr_1` int64 (N,) with classes 0 to 9.
 The classifier's training images are shifted by up to 2 pixels and mirrored at random, real ones and samples alike: that
@@ -120,6 +120,12 @@ def load_samples(path: Path) -> tuple[Tensor, Tensor]:
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile):
         fail(f"{path} is not an .npz with plain arrays arr_0 (images) and arr_1 (labels)")
     return grey(images, f"{path}: arr_0"), class_ids(labels, len(images), f"{path}: arr_1")
+
+
+def load_all_samples(paths: list[Path]) -> tuple[Tensor, Tensor]:
+    """Several samples files as one."""
+    parts = [load_samples(path) for path in paths]
+    return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
 
 
 def scaled(images: Tensor) -> Tensor:
@@ -375,7 +381,7 @@ def load_classifier(path: Path) -> nn.Module:
 def recognise(args: argparse.Namespace) -> None:
     """Print the share of samples recognised as the class asked for."""
     network = load_classifier(args.classifier)
-    images, labels = load_samples(args.samples)
+    images, labels = load_all_samples(args.samples)
     table = confusion(labels, predict(network, images))
     scores = summary(table)
     headline("samples recognised as the class asked for", scores)
@@ -387,7 +393,9 @@ def recognise(args: argparse.Namespace) -> None:
     else:
         print_classes({"samples": scores})
     print_confusion(table)
-    write_json(args.json, {"recognition": scores, "confusion": table.tolist(), "samples": str(args.samples)})
+    write_json(
+        args.json, {"recognition": scores, "confusion": table.tolist(), "samples": [str(path) for path in args.samples]}
+    )
 
 
 def like_counted(images: Tensor, labels: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
@@ -404,7 +412,7 @@ def like_counted(images: Tensor, labels: Tensor, wanted: Tensor) -> tuple[Tensor
 
 def cas(args: argparse.Namespace) -> None:
     """Print the classification accuracy score of samples beside that of equally many real images."""
-    images, labels = load_samples(args.samples)
+    images, labels = load_all_samples(args.samples)
     test_images, test_labels = load_split(args.data, "val")
     sets = {"samples": (images, labels)}
     if not args.no_real:
@@ -419,7 +427,7 @@ def cas(args: argparse.Namespace) -> None:
     if "real" in scores:
         print(f"gap: {scores['real']['accuracy'] - scores['samples']['accuracy']:.2f} points   [{hardware()}]")
     print_classes(scores)
-    write_json(args.json, {"classification_accuracy_score": scores, "samples": str(args.samples)})
+    write_json(args.json, {"classification_accuracy_score": scores, "samples": [str(path) for path in args.samples]})
 
 
 def positive(text: str) -> int:
@@ -460,7 +468,7 @@ def parser() -> argparse.ArgumentParser:
         "--no-real", action="store_true", help="leave out the comparison with real images: half the time"
     )
     for sub in (recogniser, scorer):
-        sub.add_argument("samples", type=Path, metavar="SAMPLES.npz")
+        sub.add_argument("samples", type=Path, nargs="+", metavar="SAMPLES.npz")
         sub.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     return top
 
