@@ -187,7 +187,7 @@ def test_wrong_arguments_are_named(changes: dict[str, Any], message: str) -> Non
 
 
 def test_missing_arguments_are_named() -> None:
-    with pytest.raises(UserError, match="missing: image_size, in_channels, model_channels, out_channels, num_res_blocks"):
+    with pytest.raises(UserError, match="missing: image_size, in_channels, model_channels, out_channels"):
         load_guided_diffusion({})
 
 
