@@ -5,6 +5,7 @@ Session-scoped folders are shared between tests: read them, copy them, never wri
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,12 @@ Configure = Callable[..., StageConfig]
 def _one_thread() -> None:
     """Sums in one order whatever the machine, and no thread of a test competes with another test's."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """A shell that starts the tests in its background has them, and every process they start, ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
