@@ -1,8 +1,8 @@
 """The models that `paper_claims.py` compares: what each is, at each size, and how it is trained.
 
-Every arm differs from its neighbour in the one thing that a claim is about. All super-resolution arms at 32 pixels have
-the same network but for their inputs and see the same images in the same order with the same noise; the single stage is
-trained until it has cost as many floating-point operations as the base and one super-resolution stage together.
+Every arm differs from its neighbour in the one thing that a claim is about. All super-resolution arms of one resolution
+have the same network but for their inputs and see the same images in the same order with the same noise; a single stage
+is trained until it has cost as many floating-point operations as the base and one super-resolution stage together.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ SIZES = {
             "sr16": {"channels": 48, "multipliers": [1, 2], "blocks": 1, "patch": 2},
             "sr32": {"channels": 64, "multipliers": [1, 2], "blocks": 1, "patch": 4},
         },
-        images={"base8": 100_000, "base16": 150_016, "sr16": 120_000, "sr32": 150_016},
+        images={"base8": 100_032, "base16": 150_016, "sr16": 150_016, "sr32": 150_016},
         batch_size=64,
         learning_rate=6e-4,
         half_life=10_000,
@@ -99,18 +99,19 @@ class Arm:
         return f"{'base' if self.below is None else 'sr'}{self.resolution}"
 
 
-# In the order in which their results are most wanted.
 ARMS = {
+    "base8": Arm(8),
+    "sr16-noise": Arm(16, 8, GAUSSIAN),
+    "sr16-none": Arm(16, 8, {"augmentation": "none"}),
+    "sr16-blur": Arm(16, 8, {"augmentation": "blur"}),
+    "sr16-no-class": Arm(16, 8, GAUSSIAN, class_conditional=False),
+    "single16": Arm(16),
     "base16": Arm(16),
     "sr32-noise": Arm(32, 16, GAUSSIAN),
     "sr32-none": Arm(32, 16, {"augmentation": "none"}),
-    "single32": Arm(32),
-    "sr32-no-class": Arm(32, 16, GAUSSIAN, class_conditional=False),
     "sr32-blur": Arm(32, 16, {"augmentation": "blur"}),
-    "base8": Arm(8),
-    "sr16-noise": Arm(16, 8, GAUSSIAN),
-    "sr32-from-8-noise": Arm(32, 8, GAUSSIAN),
-    "sr32-from-8-none": Arm(32, 8, {"augmentation": "none"}),
+    "sr32-no-class": Arm(32, 16, GAUSSIAN, class_conditional=False),
+    "single32": Arm(32),
 }
 
 
@@ -164,12 +165,13 @@ def image_flops(config: StageConfig) -> int:
 
 
 def training_images(name: str, data: PreparedData, size: Size) -> int:
-    """The length of an arm's training; the single stage's is as costly as that of base and SR stage together."""
+    """The length of an arm's training; a single stage's is as costly as that of base and SR stage together."""
     arm = ARMS[name]
-    if arm.stage != "base32":
+    if not name.startswith("single"):
         return size.images[arm.stage]
-    flops = {other: image_flops(_config(other, data, size, 0, 1)) for other in ("base16", "sr32-noise", name)}
-    spent = sum(flops[other] * size.images[ARMS[other].stage] for other in ("base16", "sr32-noise"))
+    rivals = (f"base{arm.resolution // 2}", f"sr{arm.resolution}-noise")
+    flops = {other: image_flops(_config(other, data, size, 0, 1)) for other in (*rivals, name)}
+    spent = sum(flops[other] * size.images[ARMS[other].stage] for other in rivals)
     return math.ceil(spent / flops[name] / size.batch_size) * size.batch_size
 
 

@@ -5,6 +5,7 @@ Session-scoped folders are shared between tests: read them, copy them, never wri
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from cascaded_diffusion.cascade.chain import Cascade
 from cascaded_diffusion.cascade.stage import Stage, StageConfig, build_network
 from cascaded_diffusion.data.prepare import prepare
 from cascaded_diffusion.data.prepared import PreparedData
+from cascaded_diffusion.evaluation.features import Features
 from cascaded_diffusion.training.export import stage_from_run
 from cascaded_diffusion.training.loop import train
 
@@ -31,6 +33,12 @@ Configure = Callable[..., StageConfig]
 def _one_thread() -> None:
     """Sums in one order whatever the machine, and no thread of a test competes with another test's."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test reads or fills the user's cache; processes that tests start inherit this one."""
+    os.environ["CASCADED_DIFFUSION_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -206,3 +214,35 @@ def tiny_cascade_folder(tmp_path_factory: pytest.TempPathFactory, tiny_runs: Map
 def tiny_cascade(tiny_cascade_folder: Path) -> Cascade:
     """``tiny_cascade_folder``, opened anew for every test."""
     return Cascade.from_pretrained(tiny_cascade_folder)
+
+
+class ColourEye:
+    """A feature extractor without a network: mean colours of the quarters, and which of COLOURS an image is nearest to.
+
+    Attributes:
+        seen: how many images it was shown.
+    """
+
+    name = "eye"
+    content_hash = "e" * 64
+    resize = "quarters, averaged"
+    dtype = "fp32"
+
+    def __init__(self, class_names: tuple[str, ...] | None = ("0", "1", "2", "3"), *, logits: bool = True) -> None:
+        self.class_names = class_names
+        self.seen = 0
+        self._logits = logits
+
+    def __call__(self, images: np.ndarray, /) -> Features:
+        self.seen += len(images)
+        pixels = torch.from_numpy(np.array(images)).float().permute(0, 3, 1, 2)
+        pixels = pixels if pixels.shape[1] == 3 else pixels.repeat(1, 3, 1, 1)
+        quarters = torch.nn.functional.adaptive_avg_pool2d(pixels, 2).flatten(1)
+        distances = torch.cdist(pixels.mean(dim=(2, 3)), torch.tensor(COLOURS, dtype=torch.float32))
+        return Features(quarters / 255, -distances / 20 if self._logits else None)
+
+
+@pytest.fixture
+def colour_eye() -> ColourEye:
+    """A new :class:`ColourEye`."""
+    return ColourEye()

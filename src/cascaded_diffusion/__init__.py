@@ -32,6 +32,17 @@ if TYPE_CHECKING:
     from cascaded_diffusion.diffusion.schedule import Schedule as Schedule
     from cascaded_diffusion.diffusion.schedule import ScheduleConfig as ScheduleConfig
     from cascaded_diffusion.errors import UserError as UserError
+    from cascaded_diffusion.evaluation.cas import CasConfig as CasConfig
+    from cascaded_diffusion.evaluation.cas import classification_accuracy_score as classification_accuracy_score
+    from cascaded_diffusion.evaluation.colour import colour_drift as colour_drift
+    from cascaded_diffusion.evaluation.features import extract as extract
+    from cascaded_diffusion.evaluation.features import load_extractor as load_extractor
+    from cascaded_diffusion.evaluation.frechet import frechet_distance as frechet_distance
+    from cascaded_diffusion.evaluation.inception_score import inception_score as inception_score
+    from cascaded_diffusion.evaluation.kernel import kernel_distance as kernel_distance
+    from cascaded_diffusion.evaluation.neighbours import memorisation as memorisation
+    from cascaded_diffusion.evaluation.precision_recall import precision_recall as precision_recall
+    from cascaded_diffusion.evaluation.statistics import FeatureStatistics as FeatureStatistics
     from cascaded_diffusion.interop.guided_diffusion import load_guided_diffusion as load_guided_diffusion
     from cascaded_diffusion.networks.unet import NetworkConfig as NetworkConfig
     from cascaded_diffusion.networks.unet import UNet as UNet
@@ -41,11 +52,13 @@ if TYPE_CHECKING:
     from cascaded_diffusion.training.loop import train as train
 
 _HOMES = {
+    "CasConfig": "evaluation.cas",
     "Cascade": "cascade.chain",
     "CascadeStep": "cascade.chain",
     "ConditioningConfig": "conditioning.augmentation",
     "Diffusion": "diffusion.denoiser",
     "DiffusionConfig": "diffusion.denoiser",
+    "FeatureStatistics": "evaluation.statistics",
     "NetworkConfig": "networks.unet",
     "PreparedData": "data.prepared",
     "Recipe": "recipes.recipe",
@@ -59,12 +72,21 @@ _HOMES = {
     "UserError": "errors",
     "ancestral": "diffusion.samplers",
     "blur_3x3": "conditioning.augmentation",
+    "classification_accuracy_score": "evaluation.cas",
+    "colour_drift": "evaluation.colour",
     "ddim": "diffusion.samplers",
     "diffuse_to": "conditioning.augmentation",
     "dpmpp_2m": "diffusion.samplers",
+    "extract": "evaluation.features",
+    "frechet_distance": "evaluation.frechet",
     "heun": "diffusion.samplers",
+    "inception_score": "evaluation.inception_score",
+    "kernel_distance": "evaluation.kernel",
+    "load_extractor": "evaluation.features",
     "load_guided_diffusion": "interop.guided_diffusion",
     "load_recipe": "recipes.recipe",
+    "memorisation": "evaluation.neighbours",
+    "precision_recall": "evaluation.precision_recall",
     "prepare": "data.prepare",
     "sampling_grid": "diffusion.grid",
     "train": "training.loop",

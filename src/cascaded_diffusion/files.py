@@ -14,7 +14,16 @@ from typing import IO, Any
 
 from cascaded_diffusion.errors import UserError
 
-__all__ = ["atomic_write", "new_folder", "read_json", "refuse_filled", "sha256_of", "sync_folder", "write_json"]
+__all__ = [
+    "atomic_write",
+    "new_folder",
+    "open_as_usual",
+    "read_json",
+    "refuse_filled",
+    "sha256_of",
+    "sync_folder",
+    "write_json",
+]
 
 
 def sync_folder(folder: Path) -> None:
@@ -40,14 +49,19 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        open_as_usual(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def open_as_usual(path: Path) -> None:
+    """Give a file the permissions that a plain new file has; some writers make theirs for its owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -88,6 +88,20 @@ def test_samples_do_not_depend_on_the_batch_or_on_how_many(settings: dict[str, A
             assert images.std() > 5
 
 
+def test_a_share_of_a_longer_run_is_as_it_is_there(pair: Cascade, calls: dict[str, list[dict[str, Any]]]) -> None:
+    settings: dict[str, Any] = {"augmentation": "nontruncated", "s": 0.3, "sampler": "ancestral"}
+    whole = pair.sample(7, classes=["green", "red", "7"], return_stages=True, **settings)
+    calls["base8"].clear()
+    share = pair.sample(3, classes=["green", "red", "7"], first=4, batch_size=2, return_stages=True, **settings)
+    assert all(np.array_equal(share[name], whole[name][4:7]) for name in whole)
+    assert calls["base8"][0]["labels"].tolist() == [0, 3]  # samples 4 and 5 of green, red, 7, green, red, 7, green
+    enlarged = pair.sample(low_res=whole["base8"], classes=[1, 0, 3, 1, 0, 3, 1], **settings)
+    part = pair.sample(low_res=whole["base8"][4:], classes=[1, 0, 3, 1, 0, 3, 1], first=4, **settings)
+    assert np.array_equal(part, enlarged[4:])
+    with pytest.raises(UserError, match="first: -1 is not allowed"):
+        pair.sample(1, first=-1)
+
+
 def test_seeds(pair: Cascade) -> None:
     first, again, other = (pair.sample(4, seed=seed) for seed in (0, 0, 1))
     assert np.array_equal(first, again)

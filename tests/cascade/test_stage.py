@@ -191,3 +191,12 @@ class TestGuidance:
 
     def test_a_learned_variance_is_that_of_the_class(self, call: Callable[..., torch.Tensor]) -> None:
         torch.testing.assert_close(call([1, 2], 2.5)[:, 3:], call([1, 2])[:, 3:], rtol=1e-3, atol=1e-4)
+
+
+def test_others_may_read_a_saved_stage(
+    tmp_path: Path, base_config: Configure, random_stage: Callable[..., Stage]
+) -> None:
+    (tmp_path / "plain").write_bytes(b"")
+    random_stage(base_config(8)).save(tmp_path / "stage")
+    modes = {path.stat().st_mode for path in (tmp_path / "plain", *(tmp_path / "stage").iterdir())}
+    assert len(modes) == 1

@@ -1,5 +1,6 @@
 import zipfile
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -40,6 +41,14 @@ def test_without_classes(tmp_path: Path, labels: np.ndarray | None) -> None:
     assert {item.label for item in source.items} == {-1}
 
 
+@pytest.mark.parametrize("dtype, order", [(np.float32, "C"), (np.float64, "F"), (np.int64, "C"), (bool, "C")])
+def test_one_hot_labels(tmp_path: Path, dtype: type, order: Literal["C", "F"]) -> None:
+    rows = np.asarray(np.eye(4)[[3, 0, 1, 1, 3]], dtype, order=order)
+    source = open_archive(saved(tmp_path, arr_0=IMAGES, arr_1=rows), tmp_path)
+    assert [item.label for item in source.items] == [3, 0, 1, 1, 3]
+    assert source.class_names == ["0", "1", "2", "3"]
+
+
 @pytest.mark.parametrize("images", [IMAGES[..., 0], IMAGES[..., :1], np.asfortranarray(IMAGES[..., 0])])
 def test_grey_images_with_and_without_an_axis_of_channels(tmp_path: Path, images: np.ndarray) -> None:
     source = open_archive(saved(tmp_path, arr_0=images), tmp_path)
@@ -60,6 +69,9 @@ def test_grey_images_with_and_without_an_axis_of_channels(tmp_path: Path, images
         ({"arr_0": IMAGES[:0]}, "is uint8 (0, 4, 6, 3)"),
         ({"arr_0": IMAGES, "arr_1": np.zeros(4, np.int64)}, "arr_1.npy is int64 (4,); give whole numbers (5,)"),
         ({"arr_0": IMAGES, "arr_1": np.zeros(5)}, "arr_1.npy is float64 (5,)"),
+        ({"arr_0": IMAGES, "arr_1": np.full((5, 2), 0.5)}, "arr_1.npy is float64 (5, 2) but not one-hot"),
+        ({"arr_0": IMAGES, "arr_1": np.ones((5, 2), bool)}, "not one-hot: give one 1 a row"),
+        ({"arr_0": IMAGES, "arr_1": np.eye(4)}, "arr_1.npy is float64 (4, 4); give whole numbers (5,)"),
         ({"arr_0": IMAGES, "arr_1": np.array([0, 0, 0, 0, -2])}, "labels from -2 to 0"),
         ({"arr_0": IMAGES, "arr_1": np.array([0, 0, 0, 0, 2**40])}, "labels from 0 to 1099511627776"),
     ],

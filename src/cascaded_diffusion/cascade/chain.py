@@ -12,7 +12,7 @@ from typing import Literal, Self
 import numpy as np
 import torch
 
-from cascaded_diffusion.cascade.manifest import CascadeManifest, check_chain, schedules_agree, verify_stage
+from cascaded_diffusion.cascade.manifest import MANIFEST_FILE, CascadeManifest, check_chain, schedules_agree, verify_stage
 from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.cascade.save import write_cascade
 from cascaded_diffusion.cascade.settings import Choice, Requests, resolve_settings
@@ -27,7 +27,7 @@ __all__ = ["Cascade", "CascadeStep", "Plan", "packaged_cascades"]
 def packaged_cascades() -> dict[str, Path]:
     """The cascades that come with the package, by name."""
     folder = Path(str(resources.files("cascaded_diffusion"))) / "pretrained"
-    return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()} if folder.is_dir() else {}
+    return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{MANIFEST_FILE}"))}
 
 
 class Cascade:
@@ -202,6 +202,7 @@ class Cascade:
         return_stages: bool = False,
         callback: Watch | None = None,
         precision: Literal["auto", "fp32", "bf16"] = "fp32",
+        first: int = 0,
     ) -> np.ndarray | dict[str, np.ndarray]:
         """Sample images: uint8 (N, H, W, C), or with ``return_stages`` a dict of such arrays by stage name.
 
@@ -222,6 +223,8 @@ class Cascade:
             return_stages: give every stage's images; of a stage that was stopped at s, its prediction of z_0.
             callback: called after every step of every stage.
             precision: of the networks: fp32, bf16 autocast, or auto for bf16 where the hardware computes in it.
+            first: make samples ``first`` to ``first + num - 1`` of a longer run, the same as they are there. ``low_res``
+                holds the images of these alone, ``classes`` stays that of the longer run.
 
         Raises:
             UserError: anything asked for that the cascade cannot do, before any work.
@@ -230,12 +233,19 @@ class Cascade:
             start_stage = list(self.stages)[1]
         asked = {"steps": steps, "sampler": sampler, "augmentation": augmentation, "s": s, "guidance": guidance}
         plan = self.plan(**asked, start_stage=start_stage, until=until)
-        labels = torch.from_numpy(self.sample_labels(plan, num=num, classes=classes, low_res=low_res))
+        labels = torch.from_numpy(self.sample_labels(plan, num=num, classes=classes, low_res=low_res, first=first))
         first_batch_size(batch_size)
         _check_low_res(plan, low_res)
         with autocast(precision, self.device):
             images = sample_batches(
-                plan, labels, low_res, seed=seed, batch_size=batch_size, device=self.device, callback=callback
+                plan,
+                labels,
+                low_res,
+                seed=seed,
+                batch_size=batch_size,
+                device=self.device,
+                callback=callback,
+                first=first,
             )
         return images if return_stages else images[plan.stages[-1].name]
 
@@ -246,6 +256,7 @@ class Cascade:
         num: int | None = None,
         classes: Sequence[int | str] | None = None,
         low_res: np.ndarray | None = None,
+        first: int = 0,
     ) -> np.ndarray:
         """The class of each sample that :meth:`sample` would make of these arguments: int64 (N,), -1 without class."""
         ids = self.class_ids(classes)
@@ -260,7 +271,9 @@ class Cascade:
         count = len(ids) if num is None else num
         if count < 1:
             raise UserError(f"num: {count} is not allowed; give a number from 1")
-        return np.array(ids, np.int64)[np.arange(count) % len(ids)]
+        if first < 0:
+            raise UserError(f"first: {first} is not allowed; give a number from 0")
+        return np.array(ids, np.int64)[np.arange(first, first + count) % len(ids)]
 
 
 def _check_defaults(stage: Stage, sampling: SamplingConfig) -> None:

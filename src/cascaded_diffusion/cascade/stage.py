@@ -18,7 +18,7 @@ from cascaded_diffusion.config import StrictModel, explain
 from cascaded_diffusion.diffusion.denoiser import Diffusion, DiffusionConfig, NetworkCall
 from cascaded_diffusion.diffusion.schedule import Schedule
 from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.files import read_json, write_json
+from cascaded_diffusion.files import open_as_usual, read_json, write_json
 from cascaded_diffusion.networks.unet import NetworkConfig, UNet
 from cascaded_diffusion.training.config import TrainingConfig
 
@@ -188,6 +188,7 @@ class Stage:
         folder.mkdir(parents=True, exist_ok=True)
         state = {key: value.to(dtype).contiguous() for key, value in self.network.state_dict().items()}
         save_file(state, folder / WEIGHTS_FILE)
+        open_as_usual(folder / WEIGHTS_FILE)
         write_json(folder / CONFIG_FILE, self.config.model_dump(mode="json"))
 
     def network_call(

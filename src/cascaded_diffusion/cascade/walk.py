@@ -95,6 +95,7 @@ def sample_batches(
     batch_size: int | Literal["auto"],
     device: torch.device,
     callback: Watch | None,
+    first: int = 0,
 ) -> dict[str, np.ndarray]:
     """Sample as many images as there are labels: uint8 (N, R, R, C) for every stage of the plan.
 
@@ -106,6 +107,7 @@ def sample_batches(
         batch_size: samples at once; ``auto`` halves it when memory runs out, which changes no image.
         device: where the stages are.
         callback: called after every step of every stage.
+        first: global index of the first label: a share of a longer run gets the very images it has there.
 
     Raises:
         RuntimeError: out of memory, and the batch size cannot be halved.
@@ -117,7 +119,7 @@ def sample_batches(
         index = torch.arange(start, min(start + size, len(labels)))
         carried = None if low_res is None else to_float(low_res[index.numpy()], device)
         try:
-            parts.append(_sample_batch(plan, index, labels[index].to(device), carried, seed, callback))
+            parts.append(_sample_batch(plan, index + first, labels[index].to(device), carried, seed, callback))
         except torch.OutOfMemoryError:
             if batch_size != "auto" or size == 1:
                 raise RuntimeError(

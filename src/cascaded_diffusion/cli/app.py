@@ -14,11 +14,15 @@ import typer
 
 from cascaded_diffusion.cli.assemble import assemble_command
 from cascaded_diffusion.cli.demo import demo_command
+from cascaded_diffusion.cli.evaluate import evaluate_command
 from cascaded_diffusion.cli.plan import plan_command
 from cascaded_diffusion.cli.prepare import prepare_command
 from cascaded_diffusion.cli.recipe import recipe_command
+from cascaded_diffusion.cli.report import report_command
 from cascaded_diffusion.cli.sample import sample_command
+from cascaded_diffusion.cli.search import search_command
 from cascaded_diffusion.cli.train import train_command
+from cascaded_diffusion.cli.train_classifier import train_classifier_command
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.version import VERSION
 
@@ -64,6 +68,10 @@ for _name, _command, _summary in (
     ("train", train_command, "Train one stage; the same command resumes."),
     ("assemble", assemble_command, "Chain trained stages into a cascade."),
     ("sample", sample_command, "Sample images from a cascade, or enlarge given ones."),
+    ("search", search_command, "Find the best s, steps or guidance of a stage by score."),
+    ("evaluate", evaluate_command, "Score images, a cascade or a run against real data."),
+    ("report", report_command, "One self-contained page about a run, a cascade or a folder of them."),
+    ("train-classifier", train_classifier_command, "Train a classifier on your data, to score samples with."),
 ):
     app.command(_name, short_help=_summary)(_command)
 

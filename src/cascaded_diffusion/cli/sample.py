@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cascaded_diffusion.cli.places import check_place, tell_which
+from cascaded_diffusion.cli.values import batch_size as to_batch_size
 from cascaded_diffusion.cli.values import per_stage, split_classes, to_number, whole_from
 from cascaded_diffusion.errors import UserError
 
@@ -88,7 +89,7 @@ def sample_command(
         "guidance": per_stage("--guidance", guidance, to_number("--guidance")),
     }
     wanted: list[str] | list[int] | None = split_classes(classes)
-    size = _batch_size(batch_size)
+    size = to_batch_size(batch_size)
     if num is not None and per_class is not None:
         raise UserError(f"--num {num} and --per-class {per_class}: give one of them")
     if precision not in ("auto", "fp32", "bf16"):
@@ -129,14 +130,6 @@ class _Places:
     grid: Path | None
     stages: Path | None
     rgb: bool
-
-
-def _batch_size(text: str) -> int | str:
-    if text == "auto":
-        return text
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise UserError(f"--batch-size: {text!r} is not allowed; give a number from 1, or auto")
-    return int(text)
 
 
 def _check_places(out: Path, grid: Path | None, stages: Path | None) -> None:

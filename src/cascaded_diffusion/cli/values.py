@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import typer
 
 from cascaded_diffusion.errors import UserError
 
-__all__ = ["number_from", "per_stage", "split_classes", "to_number", "whole_from"]
+__all__ = ["batch_size", "number_from", "per_stage", "split_classes", "to_number", "whole_from"]
 
 T = TypeVar("T")
 
@@ -90,3 +90,12 @@ def split_classes(text: str | None) -> list[str] | None:
     if not all(words):
         raise UserError(f"--classes: {text!r} has an empty entry; give ids or names separated by commas")
     return words
+
+
+def batch_size(text: str) -> int | Literal["auto"]:
+    """``auto``, or a number from 1."""
+    if text == "auto":
+        return "auto"
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise UserError(f"--batch-size: {text!r} is not allowed; give a number from 1, or auto")
+    return int(text)

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from cascaded_diffusion.errors import UserError
 __all__ = ["open_archive"]
 
 MAX_CLASSES = 1_000_000
+_LARGEST_ONE_HOT = 2**31
 _FORM = "uint8 images (N, height, width), or (N, height, width, channels) with 1 or 3 channels"
 
 
@@ -104,15 +105,32 @@ def _unpack_images(
     return count, height, width, channels
 
 
+def _from_one_hot(path: Path, member: zipfile.ZipInfo, file: IO[bytes], header: _Header) -> npt.NDArray[np.int64]:
+    """Class numbers of rows that are 1 at their class and 0 elsewhere."""
+    if member.file_size > _LARGEST_ONE_HOT:
+        raise UserError(f"{path}: {member.filename} has {member.file_size} bytes; at most {_LARGEST_ONE_HOT} are read")
+    order: Literal["C", "F"] = "F" if header.fortran_order else "C"
+    rows = np.frombuffer(file.read(), header.dtype).reshape(header.shape, order=order)
+    one = rows == 1
+    if not ((one.sum(axis=1) == 1) & ((rows == 0).sum(axis=1) == header.shape[1] - 1)).all():
+        form = f"{header.dtype} {header.shape}"
+        raise UserError(f"{path}: {member.filename} is {form} but not one-hot: give one 1 a row and 0 elsewhere")
+    labels: npt.NDArray[np.int64] = one.argmax(axis=1).astype(np.int64)
+    return labels
+
+
 def _read_labels(
     path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, count: int
 ) -> npt.NDArray[np.int64] | None:
     """Class numbers (N,), or None if any is -1."""
     with _opened(path, archive, member) as (file, header):
-        if header.dtype.kind not in "iu" or header.shape != (count,):
+        if header.dtype.kind in "iufb" and len(header.shape) == 2 and header.shape[0] == count and header.shape[1]:
+            labels = _from_one_hot(path, member, file, header)
+        elif header.dtype.kind in "iu" and header.shape == (count,):
+            labels = np.frombuffer(file.read(), header.dtype)
+        else:
             form = f"{header.dtype} {header.shape}"
             raise UserError(f"{path}: {member.filename} is {form}; give whole numbers ({count},), one per image")
-        labels = np.frombuffer(file.read(), header.dtype)
     low, high = int(labels.min()), int(labels.max())
     if low < -1 or high >= MAX_CLASSES:
         allowed = f"give 0 to {MAX_CLASSES - 1}, or -1 for no classes"

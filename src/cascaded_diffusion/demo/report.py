@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import math
 from collections.abc import Mapping, Sequence
@@ -10,19 +9,11 @@ from importlib import resources
 from string import Template
 from typing import Any
 
-from PIL import Image
-
-from cascaded_diffusion.cascade.pictures import encode_png
+from cascaded_diffusion.report.markup import image_tag
 
 __all__ = ["image_tag", "loss_curves", "render"]
 
 _COLOURS = ("#1f5fa8", "#b3541e", "#3d7a3d", "#7a3d7a")
-
-
-def image_tag(picture: Image.Image, description: str) -> str:
-    """The picture inside the page, with words for those who cannot see it."""
-    data = base64.b64encode(encode_png(picture)).decode()
-    return f'<img alt="{html.escape(description, quote=True)}" src="data:image/png;base64,{data}">'
 
 
 def loss_curves(curves: Mapping[str, Sequence[dict[str, Any]]], *, width: int = 640, height: int = 240) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cascaded_diffusion.cascade.stage import load_weights
 from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.files import read_json, sha256_of, sync_folder, write_json
+from cascaded_diffusion.files import open_as_usual, read_json, sha256_of, sync_folder, write_json
 
 __all__ = [
     "averaged_weights",
@@ -100,6 +100,7 @@ def write_checkpoint(
     torch.save(dict(optimizer), temporary / OPTIMIZER)
     names = [WEIGHTS, *map(ema_file, averages), OPTIMIZER]
     for name in names:
+        open_as_usual(temporary / name)
         _flush(temporary / name)
     hashes = {name: sha256_of(temporary / name) for name in names}
     write_json(temporary / MANIFEST, {"format_version": FORMAT_VERSION, "images": images, **extra, "files": hashes})

@@ -1,0 +1,124 @@
+"""Making the passes of a search: all samples through one stage at a time, each pass once, on all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cascaded_diffusion.cascade.chain import Cascade
+from cascaded_diffusion.cascade.generate import sample_stage
+from cascaded_diffusion.cascade.search_points import Pass, Point
+from cascaded_diffusion.cascade.search_store import SearchStore
+from cascaded_diffusion.cascade.walk import first_batch_size
+from cascaded_diffusion.diffusion.samplers import Step
+from cascaded_diffusion.pixels import to_uint8
+from cascaded_diffusion.precision import autocast
+from cascaded_diffusion.ranks import barrier, current_ranks, gather_rows, on_main
+
+__all__ = ["PassMaker", "Precision"]
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class PassMaker:
+    """Takes samples from stage to stage, and keeps what comes out in the store.
+
+    On several ranks each makes a contiguous share of the samples; the first one writes, and all read its files.
+    """
+
+    def __init__(
+        self,
+        cascade: Cascade,
+        store: SearchStore,
+        *,
+        num: int,
+        seed: int,
+        batch_size: int | Literal["auto"],
+        precision: Precision,
+        watch: Callable[[Pass, int], None],
+    ) -> None:
+        """Prepare; nothing is made yet.
+
+        Args:
+            cascade: the chain, on its device.
+            store: where outcomes are kept.
+            num: samples; sample i has class i mod K.
+            seed: of their noise.
+            batch_size: samples at once; ``auto`` halves it when memory runs out.
+            precision: of the networks.
+            watch: called with the pass and how many of this rank's samples are through it.
+        """
+        self.cascade, self.store = cascade, store
+        self.seed, self.batch_size, self.precision, self.watch = seed, batch_size, precision, watch
+        self.share = current_ranks().share(num)
+        self.labels = cascade.sample_labels(cascade.plan(), num=num)
+
+    def images(self, point: Point) -> np.ndarray:
+        """A point's images, those of this rank's share: uint8 (n, R, R, C)."""
+        if on_main(self.store.images_path(point).exists()):
+            return self.store.load_images(point, self.share)
+        _, images = self._make(point.work)
+        everyone = gather_rows(torch.from_numpy(images)).numpy()
+        if current_ranks().is_main:
+            self.store.save_images(point, everyone, self.labels)
+        return images
+
+    def handed_on(self, work: Pass) -> Tensor:
+        """What a pass hands to the stage above, for this rank's share: float32 (n, C, r, r)."""
+        if not on_main(self.store.lower_path(work).exists()):
+            carried, images = self._make(work)
+            everything = gather_rows(carried).numpy(), gather_rows(torch.from_numpy(images)).numpy()
+            if current_ranks().is_main:
+                self.store.save_lower(work, everything[1], self.labels, everything[0])
+            barrier()
+        return torch.from_numpy(self.store.load_lower(work, self.share))
+
+    def _make(self, work: Pass) -> tuple[Tensor, np.ndarray]:
+        """Run a stage on this rank's share: what it hands on, float32 (n, C, R, R), and its images, uint8 NHWC."""
+        low_res = None if work.below is None else self.handed_on(work.below)
+        size = first_batch_size(self.batch_size)
+        handed: list[Tensor] = []
+        images: list[np.ndarray] = []
+        start = 0
+        while start < len(self.share):
+            stop = min(start + size, len(self.share))
+            try:
+                carried, seen = self._batch(work, low_res, start, stop)
+            except torch.OutOfMemoryError:
+                if self.batch_size != "auto" or size == 1:
+                    raise RuntimeError(
+                        f"out of memory with {size} samples at once; a smaller batch size needs less, auto finds one"
+                    ) from None
+                size //= 2
+                continue
+            handed.append(carried.cpu())
+            images.append(seen)
+            start = stop
+        return torch.cat(handed), np.concatenate(images)
+
+    def _batch(self, work: Pass, low_res: Tensor | None, start: int, stop: int) -> tuple[Tensor, np.ndarray]:
+        stage, device = self.cascade.stages[work.stage], self.cascade.device
+        index = torch.arange(self.share.start + start, self.share.start + stop)
+
+        def watch(step: Step) -> None:
+            self.watch(work, start + (stop - start) * (step.index + 1) // step.total)
+
+        labels = torch.from_numpy(self.labels[index.numpy()]).to(device)
+        with autocast(self.precision, device):
+            output = sample_stage(
+                stage,
+                work.settings,
+                index=index,
+                labels=labels if stage.config.classes is not None else None,
+                low_res=None if low_res is None else low_res[start:stop].to(device),
+                seed=self.seed,
+                stop=work.stop,
+                callback=watch,
+            )
+        # Only a truncated stage above takes z_s; the others get an image, as in training.
+        carried = output.x if work.stop > 0 else output.x0
+        return carried.float(), to_uint8(output.x0)

@@ -1,0 +1,233 @@
+"""A search's folder: what was asked, the passes made so far, the scores, and the tables people read.
+
+Every file appears under its name only when it is whole, so a search that is killed has lost no more than the pass it
+was in. Nothing here depends on the time, or on how often a search was stopped: its files are those of one that never
+was.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from cascaded_diffusion.cascade.sampling import SamplingConfig
+from cascaded_diffusion.cascade.search_points import Pass, Point
+from cascaded_diffusion.config import StrictModel, explain
+from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.files import atomic_write, read_json, write_json
+from cascaded_diffusion.samples import write_npz
+
+__all__ = ["RECORD_FILE", "PointResult", "SearchRecord", "SearchRequest", "SearchStore", "StageResult"]
+
+RECORD_FILE = "search.json"
+RESULTS_FILE = "results.csv"
+
+Model = TypeVar("Model", bound=StrictModel)
+
+
+class SearchRequest(StrictModel):
+    """What was asked. Two searches may share a folder only if all of this is equal."""
+
+    points: dict[str, tuple[str, ...]] = Field(description="Stage to its points in words, in the order of the search.")
+    fixed: dict[str, dict[str, Any]] = Field(description="Settings that are not swept, of every stage that runs.")
+    weights: dict[str, dict[str, str]] = Field(description="SHA-256 of the files of every stage that runs.")
+    num: int = Field(ge=2, description="Samples a point.")
+    seed: int = Field(ge=0, description="Of the samples; sample i has the same noise at every point.")
+    split: str = Field(description="The real images compared with.")
+    features: str = Field(description="Name of the features.")
+    features_hash: str = Field(description="SHA-256 of what computes them.")
+    references: dict[str, str] = Field(description="Searched stage to the hash of its real images' statistics.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(description="Arithmetic of the networks.")
+
+
+class PointResult(StrictModel):
+    """One point's score."""
+
+    key: str = Field(description="Name of the point's files.")
+    label: str = Field(description="The point in words.")
+    stage: str = Field(description="The searched stage.")
+    settings: dict[str, SamplingConfig] = Field(description="Of every stage that ran.")
+    evaluations: dict[str, int] = Field(description="Network evaluations an image, of every stage that ran.")
+    value: float = Field(description="Frechet distance to the real images of the stage's resolution.")
+    standard_error: float = Field(description="Its standard error over samples, by bootstrap.")
+    n: int = Field(description="Samples.")
+    dimensions: int = Field(description="Of the features.")
+    reference_n: int = Field(description="Real images.")
+
+
+class StageResult(StrictModel):
+    """What is known of one stage."""
+
+    stage: str = Field(description="The searched stage.")
+    swept: tuple[str, ...] = Field(description="The settings that differ between its points.")
+    passes: dict[str, int] = Field(description="Times that all samples went through each stage for these points.")
+    points: tuple[PointResult, ...] = Field(description="The points done so far.")
+    best: str | None = Field(description="Key of the best point; null while points are missing.")
+
+    @property
+    def winner(self) -> PointResult | None:
+        """The best point, once all are done."""
+        return next((point for point in self.points if point.key == self.best), None)
+
+
+class SearchRecord(StrictModel):
+    """The content of ``search.json``."""
+
+    format_version: Literal[1] = 1
+    request: SearchRequest = Field(description="What was asked.")
+    score: str = Field(description="Name of the score, such as fd_fashion-mnist; lower is better.")
+    provenance: dict[str, str] = Field(description="Versions and device.")
+    searched: tuple[StageResult, ...] = Field(default=(), description="Stages in the order in which they are searched.")
+
+
+class SearchStore:
+    """The folder of one search."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def check(self, request: SearchRequest) -> None:
+        """``UserError`` if the folder holds something else than (a part of) this search; it says what differs."""
+        path = self.folder / RECORD_FILE
+        if not path.exists():
+            if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+                raise UserError(f"{self.folder}: already there and not a search's folder; choose another name")
+            return
+        differences = _differences(_read(path, SearchRecord).request, request)
+        if differences:
+            raise UserError(f"{self.folder}: holds another search ({differences}); choose another name for this one")
+
+    def missing(self, points: Iterable[Point]) -> list[Pass]:
+        """The passes that still have to be made for these points."""
+        needed: dict[Pass, None] = {}
+        for point in points:
+            work: Pass | None = point.work
+            if self.score_path(point).exists() or self.images_path(point).exists():
+                continue
+            while work is not None and (work is point.work or not self.lower_path(work).exists()):
+                needed[work] = None
+                work = work.below
+        return list(needed)
+
+    def lower_path(self, work: Pass) -> Path:
+        """Where the outcome of a pass below the searched stage is kept."""
+        return self.folder / "lower" / f"{work.key}.npz"
+
+    def images_path(self, point: Point) -> Path:
+        """Where a point's images are kept."""
+        return self.folder / "points" / f"{point.key}.npz"
+
+    def score_path(self, point: Point) -> Path:
+        """Where a point's score is kept."""
+        return self.folder / "points" / f"{point.key}.json"
+
+    def save_lower(self, work: Pass, images: np.ndarray, labels: np.ndarray, carried: np.ndarray) -> None:
+        """Keep what a stage hands on.
+
+        Args:
+            work: the pass.
+            images: uint8 (N, r, r, C) to look at; of a stage that was stopped at s, its prediction of z_0.
+            labels: int64 (N,).
+            carried: float32 (N, C, r, r), what the next stage gets: z_0, or z_s. Not rounded, so that a point's images
+                are those that ``cdm sample`` makes with its settings.
+        """
+        with atomic_write(self.lower_path(work)) as file:
+            np.savez(file, arr_0=images, arr_1=labels, carried=carried)
+
+    def load_lower(self, work: Pass, share: range) -> np.ndarray:
+        """``carried`` of some of the samples."""
+        return _array(self.lower_path(work), "carried")[share.start : share.stop]
+
+    def save_images(self, point: Point, images: np.ndarray, labels: np.ndarray) -> None:
+        """Keep a point's images in the form of any samples, which ``cdm evaluate`` reads too."""
+        write_npz(self.images_path(point), images, labels)
+
+    def load_images(self, point: Point, share: range) -> np.ndarray:
+        """Some of a point's images: uint8 (n, R, R, C)."""
+        return _array(self.images_path(point), "arr_0")[share.start : share.stop]
+
+    def score(self, point: Point) -> PointResult | None:
+        """A point's score, if it has one."""
+        path = self.score_path(point)
+        return _read(path, PointResult) if path.exists() else None
+
+    def save_score(self, point: Point, result: PointResult) -> None:
+        """Keep a point's score; with this the point is done."""
+        write_json(self.score_path(point), result.model_dump(mode="json"))
+
+    def write(self, record: SearchRecord) -> None:
+        """Write ``search.json`` and ``results.csv``."""
+        write_json(self.folder / RECORD_FILE, record.model_dump(mode="json"))
+        with atomic_write(self.folder / RESULTS_FILE) as file:
+            file.write(_table(record).encode())
+
+
+def _table(record: SearchRecord) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    settings = ("sampler", "steps", "guidance", "augmentation", "s", "endpoints")
+    writer.writerow(
+        ["stage", "point", *settings, "evaluations", "score", "value", "standard_error", "n", "best", "file"]
+    )
+    for stage in record.searched:
+        for point in stage.points:
+            own = point.settings[point.stage].model_dump()
+            own["endpoints"] = "{:g}:{:g}".format(*own["endpoints"]) if own["endpoints"] else ""
+            row = [point.stage, point.label, *(own[name] for name in settings), sum(point.evaluations.values())]
+            best = "yes" if point.key == stage.best else ""
+            writer.writerow([*row, record.score, point.value, point.standard_error, point.n, best, point.key])
+    return text.getvalue()
+
+
+def _read(path: Path, model: type[Model]) -> Model:
+    try:
+        return model.model_validate(read_json(path))
+    except ValidationError as error:
+        raise UserError(f"{path}: {explain(error)}") from None
+
+
+def _array(path: Path, name: str) -> np.ndarray:
+    try:
+        # np.load by a path leaves a damaged file open.
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            return np.asarray(file[name])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: damaged ({error}); delete it, and the same command makes it again") from None
+
+
+def _differences(there: SearchRequest, asked: SearchRequest) -> str:
+    old, new = _flat(there.model_dump(mode="json")), _flat(asked.model_dump(mode="json"))
+    keys = [key for key in dict.fromkeys((*old, *new)) if old.get(key) != new.get(key)]
+    words = [_difference(key, old.get(key), new.get(key)) for key in keys[:3]]
+    return "; ".join([*words, *([f"and {len(keys) - 3} more"] if len(keys) > 3 else [])])
+
+
+def _difference(key: str, old: Any, new: Any) -> str:
+    if isinstance(old, list) and isinstance(new, list):
+        sides = (("there", _only(old, new)), ("asked", _only(new, old)))
+        return f"{key}: " + (", ".join(f"only {side} {what}" for side, what in sides if what) or "another order")
+    return f"{key}: {_short(old)} there, {_short(new)} asked"
+
+
+def _only(values: Sequence[Any], others: Sequence[Any]) -> str:
+    extra = [str(value) for value in values if value not in others]
+    return " / ".join([*extra[:3], *(["..."] if len(extra) > 3 else [])])
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 32 else f"{text[:12]}..."
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {path: value}
+    parts = [_flat(inner, f"{path}.{key}" if path else key) for key, inner in value.items()]
+    return {key: leaf for part in parts for key, leaf in part.items()}

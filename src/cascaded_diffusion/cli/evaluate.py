@@ -1,0 +1,316 @@
+"""``cdm evaluate``: how good images are, in numbers that say what they depend on."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cascaded_diffusion.cli.places import check_place, tell_which
+from cascaded_diffusion.cli.values import batch_size as to_batch_size
+from cascaded_diffusion.cli.values import per_stage, to_number, whole_from
+from cascaded_diffusion.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from cascaded_diffusion.cascade.judge import Request
+    from cascaded_diffusion.data.prepared import PreparedData
+    from cascaded_diffusion.evaluation.scores import Score
+
+__all__ = ["evaluate_command"]
+
+_KINDS = {
+    "cascade": "a cascade",
+    "samples": "a file of samples",
+    "run": "a run folder",
+    "stage": "a stage folder",
+}
+PER_STAGE = "One value for all stages, or stage=value,stage=value."
+
+
+def evaluate_command(
+    subject: Annotated[
+        str,
+        typer.Argument(
+            metavar="CASCADE|SAMPLES.npz|RUN",
+            help="A cascade (or demo for the packaged one), an .npz of samples, or one stage's run or stage folder.",
+        ),
+    ],
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Prepared data: the real images.")],
+    split: Annotated[
+        str | None,
+        typer.Option("--split", metavar="train|val", help="Real images to compare with; default both, train first."),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            "--metrics",
+            metavar="NAME,NAME",
+            help="Of fd (or fid), kid, is, pr, cas, nn, recognition, drift. [default: fd,kid,is,pr]",
+        ),
+    ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            "--features",
+            metavar="NAME|PATH",
+            help="fashion-mnist, efficientnet-lite0, inception:WEIGHTS.pth, a .pt2 file, or a folder of cdm "
+            "train-classifier; default what fits the data.",
+        ),
+    ] = None,
+    num: Annotated[
+        int | None,
+        typer.Option(
+            "--num", parser=whole_from(1), metavar="N", help="Samples; default 10,000, and all of an .npz file."
+        ),
+    ] = None,
+    all_checkpoints: Annotated[
+        bool, typer.Option("--all-checkpoints", help="Score every checkpoint of a run and tell the best.")
+    ] = False,
+    checkpoint: Annotated[
+        int | None,
+        typer.Option("--checkpoint", parser=whole_from(0), metavar="IMAGES", help="Which checkpoint of a run."),
+    ] = None,
+    ema: Annotated[
+        str | None, typer.Option("--ema", metavar="HALF_LIFE|raw", help="Which weight average of a run.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the scores as JSON.")] = None,
+    keep: Annotated[
+        Path | None, typer.Option("--keep", metavar="FILE.npz", help="Keep the samples that were scored.")
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option("--cache", metavar="DIR", help="Folder for features of real images; default the user's cache."),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", parser=whole_from(0), metavar="N", help="Of the samples and every random choice.")
+    ] = 0,
+    batch_size: Annotated[
+        str, typer.Option("--batch-size", metavar="N|auto", help="Images at once; auto halves until they fit.")
+    ] = "auto",
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="D", help="cpu, cuda, ...; default the best.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", metavar="P", help="Of the stages: fp32, bf16 or auto. [default: fp32]")
+    ] = None,
+    steps: Annotated[str | None, typer.Option("--steps", metavar="V", help=f"Sampling steps. {PER_STAGE}")] = None,
+    sampler: Annotated[
+        str | None, typer.Option("--sampler", metavar="V", help=f"ancestral, ddim, heun or dpmpp-2m. {PER_STAGE}")
+    ] = None,
+    augmentation: Annotated[
+        str | None, typer.Option("--augmentation", metavar="V", help=f"truncated, nontruncated or none. {PER_STAGE}")
+    ] = None,
+    s: Annotated[
+        str | None, typer.Option("--s", metavar="V", help=f"Strength of the conditioning augmentation. {PER_STAGE}")
+    ] = None,
+    guidance: Annotated[
+        str | None, typer.Option("--guidance", metavar="V", help=f"Classifier-free guidance, 1 is none. {PER_STAGE}")
+    ] = None,
+) -> None:
+    """Score images against real ones: a cascade's, one stage's, or those of a file.
+
+    An SR stage alone enlarges real low-resolution images. Many GPUs: torchrun --nproc-per-node 8 -m --
+    cascaded_diffusion evaluate ... (the -- keeps torchrun from reading --num).
+    """
+    choices = {
+        "steps": per_stage("--steps", steps, str),
+        "sampler": per_stage("--sampler", sampler, str),
+        "augmentation": per_stage("--augmentation", augmentation, str),
+        "s": per_stage("--s", s, to_number("--s")),
+        "guidance": per_stage("--guidance", guidance, to_number("--guidance")),
+    }
+    kind = _kind(subject)
+    _refuse_unfit(
+        kind,
+        {
+            "--all-checkpoints": (all_checkpoints or None, ("run",)),
+            "--checkpoint": (checkpoint, ("run",)),
+            "--ema": (ema, ("run",)),
+            "--keep": (keep, ("cascade", "run", "stage")),
+            "--precision": (precision, ("cascade", "run", "stage")),
+            **{f"--{name}": (value, ("cascade", "run", "stage")) for name, value in choices.items()},
+        },
+    )
+    if keep is not None and all_checkpoints:
+        raise UserError(f"--keep: {keep} cannot hold the samples of --all-checkpoints; give one --checkpoint")
+    if precision not in (None, "auto", "fp32", "bf16"):
+        raise UserError(f"--precision: {precision!r} is not known; allowed: auto, fp32, bf16")
+    _check_files(json, keep)
+    _evaluate(
+        _Asked(
+            subject=subject,
+            kind=kind,
+            data=data,
+            split=split,
+            metrics=metrics,
+            features=features,
+            checkpoint=checkpoint,
+            ema=ema,
+            all_checkpoints=all_checkpoints,
+            json=json,
+            device=device,
+            request={
+                "num": num,
+                "seed": seed,
+                "batch_size": to_batch_size(batch_size),
+                "precision": precision or "fp32",
+                "choices": choices,
+                "cache": cache,
+                "keep": keep,
+            },
+        )
+    )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    subject: str
+    kind: str
+    data: Path
+    split: str | None
+    metrics: str | None
+    features: str | None
+    checkpoint: int | None
+    ema: str | None
+    all_checkpoints: bool
+    json: Path | None
+    device: str | None
+    request: dict[str, Any]
+
+
+def _kind(subject: str) -> str:
+    """What is to be scored: a packaged name wins over a file or folder of that name."""
+    from cascaded_diffusion.cascade.chain import packaged_cascades
+    from cascaded_diffusion.cascade.manifest import MANIFEST_FILE
+    from cascaded_diffusion.cascade.stage import CONFIG_FILE, WEIGHTS_FILE
+    from cascaded_diffusion.training.export import is_run
+
+    path = Path(subject)
+    if subject in packaged_cascades() or (path / MANIFEST_FILE).is_file():
+        return "cascade"
+    if path.suffix == ".npz" and not path.is_dir():
+        return "samples"
+    if is_run(path) and (path / CONFIG_FILE).is_file():
+        return "run"
+    if (path / CONFIG_FILE).is_file() and (path / WEIGHTS_FILE).is_file():
+        return "stage"
+    what = "a file, but not an .npz" if path.is_file() else "nothing to score" if path.exists() else "not there"
+    allowed = f"{', '.join(packaged_cascades())}, a cascade folder, a run or stage folder, an .npz of samples"
+    raise UserError(f"{subject}: {what}; allowed: {allowed}")
+
+
+def _refuse_unfit(kind: str, options: dict[str, tuple[Any, tuple[str, ...]]]) -> None:
+    """Refuse an option that would have no effect on this kind of subject."""
+    for option, (value, kinds) in options.items():
+        if value is not None and kind not in kinds:
+            raise UserError(
+                f"{option}: has no effect on {_KINDS[kind]}; it is for {' or '.join(_KINDS[other] for other in kinds)}"
+            )
+
+
+def _check_files(json: Path | None, keep: Path | None) -> None:
+    for option, path, suffix in (("--json", json, ".json"), ("--keep", keep, ".npz")):
+        if path is None:
+            continue
+        if path.suffix != suffix or path.is_dir():
+            raise UserError(f"{option}: {path} is not the name of a {suffix} file")
+        check_place(option, path)
+
+
+def _evaluate(asked: _Asked) -> None:
+    from cascaded_diffusion.cli.progress import ProgressDisplay
+    from cascaded_diffusion.data.prepared import PreparedData
+    from cascaded_diffusion.evaluation.request import chosen_metrics, chosen_splits
+    from cascaded_diffusion.precision import pick_device
+    from cascaded_diffusion.ranks import launched_ranks
+
+    metrics = None if asked.metrics is None else chosen_metrics(asked.metrics)
+    prepared = PreparedData.open(asked.data)
+    splits = chosen_splits(prepared, asked.split)
+    device = pick_device(asked.device)
+    with launched_ranks(device) as ranks:
+        request = _request(asked, prepared, splits, metrics, device)
+        with ProgressDisplay() if ranks.is_main else nullcontext() as display:
+            watch = None if display is None else display.advance
+            scores, more = _judge(asked, replace(request, watch=watch))
+        if ranks.is_main:
+            _tell(asked, scores, more)
+
+
+def _request(
+    asked: _Asked,
+    data: PreparedData,
+    splits: tuple[str, ...],
+    metrics: tuple[str, ...] | None,
+    device: torch.device,
+) -> Request:
+    import numpy as np
+
+    from cascaded_diffusion.cascade.judge import Request
+    from cascaded_diffusion.evaluation.features import default_extractor, load_extractor
+    from cascaded_diffusion.evaluation.request import DEFAULT_METRICS
+
+    name = asked.features or default_extractor(data.channels, data.class_names, data.resolutions[-1])
+    extractor = load_extractor(name, device=device)
+    if metrics is None:
+        metrics = DEFAULT_METRICS
+        probe = extractor(np.asarray(data.split("train").images(data.resolutions[-1])[:1]))
+        if probe.logits is None:
+            metrics = tuple(metric for metric in metrics if metric != "is")
+            typer.echo(f"{extractor.name} has no classifier, so there is no Inception score", err=True)
+    return Request(data, extractor, metrics, splits, device=device, **asked.request)
+
+
+def _judge(asked: _Asked, request: Request) -> tuple[dict[str, Score], dict[str, Any]]:
+    """The scores, and what else goes into the JSON file."""
+    from cascaded_diffusion.cascade import judge
+    from cascaded_diffusion.cascade.chain import Cascade, packaged_cascades
+    from cascaded_diffusion.training.export import load_part
+
+    path = Path(asked.subject)
+    if asked.kind == "samples":
+        return judge.judge_samples(path, request), {}
+    if asked.kind == "cascade":
+        packaged = packaged_cascades()
+        tell_which("cascade", asked.subject, packaged)
+        cascade = Cascade.from_pretrained(asked.subject).to(request.device)
+        folder = packaged.get(asked.subject, path)
+        name = asked.subject if asked.subject in packaged else folder.resolve().name
+        return judge.judge_cascade(cascade, request, source=judge.cascade_source(name, folder)), {}
+    if asked.kind == "stage":
+        stage, sampling, _ = load_part(path)
+        stage.network.to(request.device)
+        return judge.judge_stage(stage, sampling, request, source=judge.stage_source(path, stage.name)), {}
+    found = judge.judge_run(path, request, images=asked.checkpoint, ema=asked.ema, every=asked.all_checkpoints)
+    best = judge.best_checkpoint(found, request) if asked.all_checkpoints else found[0]
+    more: dict[str, Any] = {"images": best.images, "ema": best.ema}
+    if asked.all_checkpoints:
+        more["checkpoints"] = [
+            {"images": each.images, "ema": each.ema, "scores": {k: v.to_json() for k, v in each.scores.items()}}
+            for each in found
+        ]
+    return best.scores, more
+
+
+def _tell(asked: _Asked, scores: dict[str, Score], more: dict[str, Any]) -> None:
+    from cascaded_diffusion.evaluation.scores import Score, comparison, table, warnings_of, write_scores
+
+    if "checkpoints" in more:
+        rows = {
+            f"{each['images']:,}": {key: Score.from_json(value) for key, value in each["scores"].items()}
+            for each in more["checkpoints"]
+        }
+        typer.echo(comparison("images", rows, best=f"{more['images']:,}") + "\n")
+    typer.echo(table(scores))
+    for warning in warnings_of(scores):
+        typer.echo(f"warning: {warning}", err=True)
+    if asked.json is not None:
+        write_scores(asked.json, scores, **more)
+        typer.echo(f"{asked.json}: all of this as JSON")
+    if asked.request["keep"] is not None:
+        typer.echo(f"{asked.request['keep']}: the samples")

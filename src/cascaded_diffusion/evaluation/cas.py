@@ -1,0 +1,258 @@
+"""The classification accuracy score (CAS; Ravuri & Vinyals, 1905.10887): can a classifier learn from samples alone?
+
+A classifier is trained from scratch on samples and their labels and tested on real held-out images, beside the same
+classifier trained for as long on equally many real images. Unlike a recognition rate it sees missing variety.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed
+from pydantic import Field
+from torch import Tensor
+
+from cascaded_diffusion.config import StrictModel
+from cascaded_diffusion.data.manifest import images_file, labels_file
+from cascaded_diffusion.data.prepared import Split
+from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.evaluation.classification import ClassifierTraining, config_for, predict, train_classifier
+from cascaded_diffusion.evaluation.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier
+from cascaded_diffusion.ranks import current_ranks
+
+__all__ = ["Accuracy", "CasConfig", "CasResult", "classification_accuracy_score", "measure_accuracy"]
+
+Watch = Callable[[str, int, int], None]
+
+
+class CasConfig(StrictModel):
+    """How the classifiers of the score are trained. Samples and real images get the same."""
+
+    epochs: float = Field(default=15, gt=0, description="Times that each image is seen.")
+    training: ClassifierTraining = Field(
+        default=ClassifierTraining(), description="Everything else; its length is replaced by the epochs."
+    )
+
+    def for_count(self, count: int) -> ClassifierTraining:
+        """The training on ``count`` images."""
+        return self.training.model_copy(update={"images": max(round(self.epochs * count), self.training.batch_size)})
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares, from 0 to 1, of real held-out images whose class is found.
+
+    Attributes:
+        top1: the most likely class is right.
+        top5: it is among the five most likely; ``None`` with at most five classes.
+        standard_error: of top1, binomial.
+        per_class: top1 of each class; ``None`` for a class without test images.
+        count: test images.
+    """
+
+    top1: float
+    top5: float | None
+    standard_error: float
+    per_class: tuple[float | None, ...]
+    count: int
+
+
+@dataclass(frozen=True)
+class CasResult:
+    """The score and what it is compared with.
+
+    Attributes:
+        samples: of the classifier trained on samples: the score.
+        real: of the same classifier trained on real images.
+        recognition: share of the samples in which the classifier trained on real images sees the class asked for.
+        classes_won: classes on which samples train better than real images (the paper counts these).
+        count, real_count: training images of either.
+    """
+
+    samples: Accuracy
+    real: Accuracy
+    recognition: float
+    classes_won: int
+    count: int
+    real_count: int
+
+    @property
+    def ratio(self) -> float:
+        """Score divided by that of real images; 1 if samples are as good to learn from."""
+        return self.samples.top1 / self.real.top1 if self.real.top1 else math.nan
+
+    @property
+    def warnings(self) -> list[str]:
+        """What makes the score doubtful, in words."""
+        found = []
+        if self.real_count < self.count:
+            found.append(f"only {self.real_count} real images to compare {self.count} samples with")
+        chance = 1 / len(self.real.per_class)
+        if self.recognition < (chance + self.real.top1) / 2:
+            found.append(
+                f"a classifier trained on real images sees the label in {self.recognition:.1%} of the samples (it is "
+                f"right on {self.real.top1:.1%} of real images): labels are shuffled or wrong, or samples unlike it"
+            )
+        return found
+
+
+def measure_accuracy(logits: Tensor, labels: np.ndarray) -> Accuracy:
+    """Accuracy of (N, K) logits against int64 (N,) labels."""
+    truth = torch.from_numpy(np.array(labels))
+    classes = logits.shape[1]
+    right = logits.argmax(dim=1) == truth
+    top1 = float(right.double().mean())
+    top5 = float((logits.topk(5, dim=1).indices == truth[:, None]).any(dim=1).double().mean()) if classes > 5 else None
+    totals = torch.bincount(truth, minlength=classes).tolist()
+    hits = torch.bincount(truth[right], minlength=classes).tolist()
+    return Accuracy(
+        top1=top1,
+        top5=top5,
+        standard_error=math.sqrt(top1 * (1 - top1) / len(truth)),
+        per_class=tuple(hit / total if total else None for hit, total in zip(hits, totals, strict=True)),
+        count=len(truth),
+    )
+
+
+def classification_accuracy_score(
+    images: np.ndarray,
+    labels: np.ndarray,
+    train: Split,
+    val: Split,
+    *,
+    config: CasConfig | None = None,
+    device: torch.device,
+    cache: Path | None = None,
+    watch: Watch | None = None,
+) -> CasResult:
+    """Train on samples alone and on as many real images of each class, and test both on real held-out images.
+
+    With two processes or more, the first trains one classifier and the second the other; every process gets the
+    result, which does not depend on their number.
+
+    Args:
+        images: uint8 (N, R, R, C) samples, of a resolution and with the channels of the data.
+        labels: int64 (N,), the class of each.
+        train, val: the real images to train and to test on.
+        config: how to train.
+        device: where to train.
+        cache: folder that keeps classifiers trained on real images, by hash; ``None`` for none.
+        watch: called with what is being done, images seen and their total.
+
+    Raises:
+        UserError: images, labels or data that do not go together.
+    """
+    settings = config or CasConfig()
+    classes = _check(images, labels, train, val)
+    resolution = images.shape[1]
+    chosen = _like_counted(train.labels, labels, classes)
+    shape = config_for(train.images(resolution), classes, train.data.class_names)
+    test = np.asarray(val.images(resolution))
+
+    def on_samples() -> Accuracy:
+        told = None if watch is None else lambda seen, total: watch("classifier on samples", seen, total)
+        training = settings.for_count(len(images))
+        classifier = train_classifier(images, labels, shape, training, device=device, watch=told)
+        return measure_accuracy(predict(classifier, test)[0], val.labels)
+
+    def on_real() -> tuple[Accuracy, float]:
+        # As many steps as for the samples, however few the real images are.
+        training = settings.for_count(len(images))
+        classifier = _real_classifier(train, resolution, chosen, shape, training, device, cache, watch)
+        seen = predict(classifier, images)[0].argmax(dim=1).numpy()
+        return measure_accuracy(predict(classifier, test)[0], val.labels), float(np.mean(seen == labels))
+
+    samples, (real, recognition) = _both(on_samples, on_real)
+    won = sum(a > b for a, b in zip(samples.per_class, real.per_class, strict=True) if a is not None and b is not None)
+    return CasResult(samples, real, recognition, won, len(images), len(chosen))
+
+
+def _both(
+    first: Callable[[], Accuracy], second: Callable[[], tuple[Accuracy, float]]
+) -> tuple[Accuracy, tuple[Accuracy, float]]:
+    """Both results, from the first two processes if there are two."""
+    ranks = current_ranks()
+    if ranks.world == 1:
+        return first(), second()
+    mine = (first() if ranks.rank == 0 else None, second() if ranks.rank == 1 else None)
+    everyone: list[tuple[Accuracy | None, tuple[Accuracy, float] | None]] = [(None, None)] * ranks.world
+    torch.distributed.all_gather_object(everyone, mine)
+    samples, real = everyone[0][0], everyone[1][1]
+    assert samples is not None
+    assert real is not None
+    return samples, real
+
+
+def _check(images: np.ndarray, labels: np.ndarray, train: Split, val: Split) -> int:
+    classes = train.data.classes
+    if classes is None or classes < 2:
+        raise UserError(f"cas: {train.data.folder} has no classes to learn")
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2]:
+        raise UserError(f"cas: images are {images.dtype} {images.shape}; allowed: uint8 (N, R, R, C)")
+    if images.shape[3] != train.data.channels:
+        raise UserError(f"cas: samples have {images.shape[3]} channels, the data {train.data.channels}")
+    if images.shape[1] not in train.data.resolutions:
+        have = ", ".join(map(str, train.data.resolutions))
+        raise UserError(f"cas: samples are of {images.shape[1]} pixels, the data of {have}")
+    if labels.shape != (len(images),) or labels.dtype != np.int64 or not len(labels):
+        raise UserError(f"cas: labels are {labels.dtype} {labels.shape}; allowed: int64 ({len(images)},)")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise UserError(f"cas: labels from {labels.min()} to {labels.max()}; allowed: 0 to {classes - 1}")
+    return classes
+
+
+def _like_counted(real: np.ndarray, wanted: np.ndarray, classes: int) -> np.ndarray:
+    """Positions of the first real images of each class, as many as ``wanted`` holds of it or as there are."""
+    counts = np.bincount(wanted, minlength=classes)
+    chosen = np.concatenate([np.flatnonzero(real == i)[: counts[i]] for i in range(classes)])
+    return np.sort(chosen)
+
+
+def _real_classifier(
+    train: Split,
+    resolution: int,
+    chosen: np.ndarray,
+    shape: ClassifierConfig,
+    training: ClassifierTraining,
+    device: torch.device,
+    cache: Path | None,
+    watch: Watch | None,
+) -> Classifier:
+    """The classifier trained on real images, from the cache if it is there."""
+    place = None if cache is None else cache / f"cas-{_key(train, resolution, chosen, shape, training)}"
+    if place is not None and place.is_dir():
+        try:
+            return load_classifier(place).to(device)
+        except UserError:  # damaged: train it again, but leave the folder, which is not ours to delete
+            place = None
+    told = None if watch is None else lambda seen, total: watch("classifier on real images", seen, total)
+    real = train.images(resolution)[chosen]
+    classifier = train_classifier(real, train.labels[chosen], shape, training, device=device, watch=told)
+    if place is not None:
+        try:
+            save_classifier(classifier, place)
+        except (OSError, UserError):  # a cache that cannot be written, or another process was faster
+            pass
+    return classifier
+
+
+def _key(
+    train: Split, resolution: int, chosen: Sequence[int] | np.ndarray, shape: ClassifierConfig, how: ClassifierTraining
+) -> str:
+    files = train.data.manifest.files
+    known = {
+        "images": files[images_file(train.name, resolution)],
+        "labels": files[labels_file(train.name)],
+        "chosen": hashlib.sha256(np.asarray(chosen, np.int64).tobytes()).hexdigest(),
+        "network": shape.model_dump(mode="json"),
+        "training": how.model_dump(mode="json"),
+        "torch": torch.__version__,
+    }
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,0 +1,155 @@
+"""The processes of one ``torchrun`` launch: who am I, which share of the work is mine, and how results come together.
+
+A single process needs no process group, and every function here is then the identity. Between processes everything
+travels through main memory (gloo), whatever device the work is done on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import NamedTuple, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from cascaded_diffusion.errors import UserError
+
+__all__ = ["Ranks", "add_up", "barrier", "current_ranks", "gather_rows", "launched_ranks", "on_main"]
+
+T = TypeVar("T")
+
+# One rank may write or score for long while the others wait; the launcher, not this limit, notices a rank that died.
+_TIMEOUT = timedelta(hours=12)
+
+
+class Ranks(NamedTuple):
+    """This process's number, in [0, world), and the number of processes."""
+
+    rank: int
+    world: int
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes and reports."""
+        return self.rank == 0
+
+    def share(self, count: int) -> range:
+        """This process's part of ``range(count)``: contiguous, in the order of ranks, sizes differing by at most 1."""
+        return range(count * self.rank // self.world, count * (self.rank + 1) // self.world)
+
+
+def _grouped() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def current_ranks() -> Ranks:
+    """(0, 1) unless a process group is initialised."""
+    return Ranks(dist.get_rank(), dist.get_world_size()) if _grouped() else Ranks(0, 1)
+
+
+def _launch_variable(name: str) -> int:
+    given = os.environ.get(name, "")
+    if not given.isascii() or not given.isdigit():
+        raise UserError(f"environment variable {name}: {given!r} is not a number; start processes with torchrun")
+    return int(given)
+
+
+def _take_gpu(device: torch.device) -> None:
+    local = _launch_variable("LOCAL_RANK")
+    if str(device) != "cuda" and _launch_variable("LOCAL_WORLD_SIZE") > 1:
+        raise UserError(f"device: {device} for each of several processes; give cuda, every process takes its own GPU")
+    index = local if str(device) == "cuda" else device.index
+    if index >= torch.cuda.device_count():
+        raise UserError(f"device: process {local} of this machine wants GPU {index} of {torch.cuda.device_count()}")
+    torch.cuda.set_device(index)
+
+
+@contextmanager
+def launched_ranks(device: torch.device) -> Iterator[Ranks]:
+    """Join the other processes of a ``torchrun`` launch for the length of the block.
+
+    Without a launch, or in a launch of one process, nothing is initialised. ``cuda`` comes to mean the GPU of this
+    process's local rank.
+
+    Args:
+        device: what this process computes on.
+
+    Raises:
+        UserError: the launcher's environment variables are incomplete, there are fewer GPUs than processes, or one GPU
+            is named for all of them.
+    """
+    if _grouped() or "WORLD_SIZE" not in os.environ or _launch_variable("WORLD_SIZE") == 1:
+        yield current_ranks()
+        return
+    rank, world = _launch_variable("RANK"), _launch_variable("WORLD_SIZE")
+    if not os.environ.get("MASTER_ADDR"):
+        raise UserError("environment variable MASTER_ADDR: missing; start several processes with torchrun")
+    backend = "gloo"
+    if device.type == "cuda":
+        _take_gpu(device)
+        # Each kind of tensor by its own library; nothing here sends GPU tensors, but training may.
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, rank=rank, world_size=world, timeout=_TIMEOUT)
+    try:
+        yield Ranks(rank, world)
+    finally:
+        dist.destroy_process_group()
+
+
+def gather_rows(local: Tensor) -> Tensor:
+    """The rows of all processes in the order of ranks, on every process and on ``local``'s device.
+
+    Args:
+        local: (n, ...), any number of rows, 0 included; the other dimensions and the type are the same everywhere.
+
+    Returns:
+        (sum of n, ...); ``local`` itself in a single process.
+
+    Raises:
+        ValueError: types or row shapes differ between processes (raised on each of them).
+    """
+    world = current_ranks().world
+    if world == 1:
+        return local
+    said: list[tuple[str, tuple[int, ...]] | None] = [None] * world
+    dist.all_gather_object(said, (str(local.dtype), tuple(local.shape)))
+    forms = [form for form in said if form is not None]
+    if len({(dtype, shape[1:]) for dtype, shape in forms}) != 1:
+        raise ValueError(f"rows to gather: (type, shape) differ between ranks: {forms}")
+    counts = [shape[0] for _, shape in forms]
+    # Collectives want one shape everywhere: short parts are padded, and cut again on arrival.
+    padded = torch.zeros((max(counts), *local.shape[1:]), dtype=local.dtype)
+    padded[: local.shape[0]] = local.detach().cpu()
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts)]).to(local.device)
+
+
+def add_up(tensor: Tensor) -> Tensor:
+    """Sum over the processes of tensors of one shape, in float64, the same bits on every process."""
+    total = tensor.detach().to(torch.float64, copy=True)
+    if current_ranks().world == 1:
+        return total
+    on_cpu = total.cpu()
+    dist.all_reduce(on_cpu)
+    return on_cpu.to(tensor.device)
+
+
+def on_main(value: T | None) -> T:
+    """Rank 0's ``value`` on every process; what the others give is ignored."""
+    if current_ranks().world == 1:
+        return cast(T, value)
+    box: list[T | None] = [value]
+    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return cast(T, box[0])
+
+
+def barrier() -> None:
+    """Wait until every process has come this far."""
+    # A sum over the CPU's backend: the library's barrier would want every process to own a GPU.
+    if current_ranks().world > 1:
+        add_up(torch.zeros(1))

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cascaded_diffusion.cascade.chain import Cascade
+from cascaded_diffusion.cascade.search import Search, run_search
+from cascaded_diffusion.cascade.search_store import SearchRecord
+from cascaded_diffusion.cascade.search_write import write_best, write_best_copy
+from cascaded_diffusion.errors import UserError
+
+
+@pytest.fixture
+def folder(three_stages: Path, tmp_path: Path) -> Path:
+    """A copy of the cascade that may be changed."""
+    return Path(shutil.copytree(three_stages, tmp_path / "cascade"))
+
+
+@pytest.fixture
+def record(search_of: Callable[..., Search], tmp_path: Path) -> SearchRecord:
+    """A search of sr8, over s and steps."""
+    search = search_of("sr8", s=[0.2], augmentation=["truncated"], steps=[1, 3], seed=5)
+    return run_search(search, tmp_path / "out", cache=tmp_path / "cache")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_the_best_becomes_the_default(folder: Path, record: SearchRecord) -> None:
+    before = contents(folder)
+    write_best(folder, record)
+    after = contents(folder)
+    assert {name for name in after if after[name] != before.get(name)} == {"cascade.json"}
+    best = record.searched[0].winner
+    assert best is not None
+    cascade = Cascade.from_pretrained(folder)
+    assert cascade.defaults["sr8"] == best.settings["sr8"]
+    assert cascade.defaults["sr8"].augmentation == "truncated"
+    old, new = json.loads(before["cascade.json"]), json.loads(after["cascade.json"])
+    assert new["stages"][0] == old["stages"][0]
+    assert new["stages"][2] == old["stages"][2]
+    assert new["stages"][1]["provenance"]["search"] == {
+        "chosen": best.label,
+        "of": 2,
+        "score": "fd_eye",
+        "value": best.value,
+        "standard_error": best.standard_error,
+        "n": 6,
+        "seed": 5,
+        "split": "train",
+        "features": "eye",
+        "features_hash": "e" * 64,
+        "reference_hash": record.request.references["sr8"],
+    }
+
+
+def test_settings_that_were_not_swept_are_left_alone(folder: Path, record: SearchRecord) -> None:
+    path = folder / "cascade.json"
+    manifest = json.loads(path.read_text())
+    manifest["stages"][1]["sampling"]["sampler"] = "heun"
+    manifest["stages"][1]["provenance"]["images"] = 7
+    path.write_text(json.dumps(manifest))
+    write_best(folder, record)
+    entry = json.loads(path.read_text())["stages"][1]
+    assert entry["sampling"]["sampler"] == "heun"
+    assert entry["provenance"]["images"] == 7
+    assert entry["sampling"]["s"] == 0.2
+
+
+def test_writing_twice_changes_nothing(folder: Path, record: SearchRecord) -> None:
+    write_best(folder, record)
+    stamp = (folder / "cascade.json").stat().st_mtime_ns
+    write_best(folder, record)
+    assert (folder / "cascade.json").stat().st_mtime_ns == stamp
+
+
+def test_a_copy(folder: Path, record: SearchRecord, tmp_path: Path) -> None:
+    before = contents(folder)
+    for _ in range(2):
+        write_best_copy(folder, tmp_path / "copy", record)
+        assert contents(folder) == before
+        assert Cascade.from_pretrained(tmp_path / "copy").defaults["sr8"].s == 0.2
+    changed = {name for name, data in contents(tmp_path / "copy").items() if data != before[name]}
+    assert changed == {"cascade.json"}
+
+
+def test_other_weights_are_refused(folder: Path, record: SearchRecord, tmp_path: Path) -> None:
+    path = folder / "cascade.json"
+    manifest: dict[str, Any] = json.loads(path.read_text())
+    manifest["stages"][0]["sha256"]["config.json"] = "0" * 64
+    path.write_text(json.dumps(manifest))
+    before = contents(folder)
+    with pytest.raises(UserError, match="its base4 is not the one that was searched"):
+        write_best(folder, record)
+    with pytest.raises(UserError, match="its base4 is not the one that was searched"):
+        write_best_copy(folder, tmp_path / "copy", record)
+    assert contents(folder) == before
+    assert not (tmp_path / "copy").exists()
+
+
+def test_an_unfinished_search_chooses_nothing(folder: Path, record: SearchRecord) -> None:
+    (found,) = record.searched
+    unfinished = record.model_copy(update={"searched": (found.model_copy(update={"best": None}),)})
+    with pytest.raises(ValueError, match="not finished"):
+        write_best(folder, unfinished)

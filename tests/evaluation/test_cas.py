@@ -1,0 +1,165 @@
+"""The classification accuracy score: good samples reach real data, noise is chance, shuffled labels are told."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cascaded_diffusion.data.prepared import PreparedData
+from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.evaluation import cas
+from cascaded_diffusion.evaluation.cas import (
+    Accuracy,
+    CasConfig,
+    CasResult,
+    classification_accuracy_score,
+    measure_accuracy,
+)
+from cascaded_diffusion.evaluation.classification import ClassifierTraining
+
+CPU = torch.device("cpu")
+QUICK = CasConfig(epochs=25, training=ClassifierTraining(batch_size=32, learning_rate=0.02, precision="fp32"))
+
+
+def score(data: PreparedData, images: np.ndarray, labels: np.ndarray, cache: Path | None = None) -> CasResult:
+    train, val = data.split("train"), data.split("val")
+    return classification_accuracy_score(images, labels, train, val, config=QUICK, device=CPU, cache=cache)
+
+
+@pytest.fixture(scope="module")
+def samples(speckled_data: PreparedData) -> tuple[np.ndarray, np.ndarray]:
+    """Images that a perfect model could have made: the training images, mirrored."""
+    train = speckled_data.split("train")
+    return np.asarray(train.images(8))[:, :, ::-1].copy(), train.labels.copy()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that the tests share, so that the real images' classifier is trained once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def test_good_samples_are_as_good_as_real_images(
+    speckled_data: PreparedData, samples: tuple[np.ndarray, np.ndarray], cache: Path
+) -> None:
+    result = score(speckled_data, *samples, cache=cache)
+    assert result.samples.top1 == result.real.top1 == 1
+    assert result.samples.top5 is None  # there are four classes
+    assert result.recognition == 1
+    assert result.ratio == 1
+    assert result.classes_won == 0
+    assert result.count == result.real_count == len(samples[0])
+    assert result.warnings == []
+    assert result.samples.per_class == (1, 1, 1, 1)
+
+
+def test_noise_is_chance_and_is_told(speckled_data: PreparedData) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3)).astype(np.uint8)
+    result = score(speckled_data, noise, np.arange(64) % 4)
+    assert result.samples.top1 <= 0.5
+    assert result.real.top1 == 1
+    assert result.recognition < 0.5
+    assert "labels are shuffled or wrong" in " ".join(result.warnings)
+
+
+def test_shuffled_labels_are_told(
+    speckled_data: PreparedData, samples: tuple[np.ndarray, np.ndarray], cache: Path
+) -> None:
+    images, labels = samples
+    shuffled = np.random.default_rng(1).permutation(labels)
+    result = score(speckled_data, images, shuffled, cache=cache)
+    assert result.real.top1 == 1
+    assert result.recognition < 0.5
+    assert result.ratio < 0.8
+    assert "labels are shuffled or wrong" in " ".join(result.warnings)
+
+
+def test_fewer_real_images_than_samples_is_told() -> None:
+    accuracy = Accuracy(1.0, None, 0.0, (1.0, 1.0), 9)
+    told = CasResult(accuracy, accuracy, 1.0, 0, count=72, real_count=64).warnings
+    assert told == ["only 64 real images to compare 72 samples with"]
+
+
+def test_real_images_are_as_many_of_each_class(speckled_data: PreparedData) -> None:
+    labels = speckled_data.split("train").labels
+    wanted = np.array([0, 0, 0, 2], np.int64)
+    chosen = cas._like_counted(labels, wanted, 4)
+    assert np.bincount(labels[chosen], minlength=4).tolist() == [3, 0, 1, 0]
+    assert set(np.flatnonzero(labels == 0)[:3]) <= set(chosen.tolist())
+
+
+def test_cache_spares_the_second_training(
+    speckled_data: PreparedData,
+    samples: tuple[np.ndarray, np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = score(speckled_data, *samples, cache=tmp_path)
+    trained: list[int] = []
+    train = cas.train_classifier
+
+    def counted(images: np.ndarray, *args: object, **kwargs: object) -> object:
+        trained.append(len(images))
+        return train(images, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(cas, "train_classifier", counted)
+    assert score(speckled_data, *samples, cache=tmp_path) == first
+    assert len(trained) == 1
+    (folder,) = tmp_path.iterdir()
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    assert score(speckled_data, *samples, cache=tmp_path) == first
+    assert len(trained) == 3
+
+
+def test_accuracy_of_known_logits() -> None:
+    logits = torch.eye(7)[[0, 1, 2, 3]] * 9 + torch.arange(7) * 0.1
+    found = measure_accuracy(logits, np.array([0, 1, 0, 6]))
+    assert found.top1 == 0.5
+    assert found.top5 == pytest.approx(0.75)  # the third's own class 0 is the least likely
+    assert found.standard_error == pytest.approx(0.25)
+    assert found.per_class == (0.5, 1.0, None, None, None, None, 0.0)
+    assert found.count == 4
+
+
+def test_won_classes_are_counted(
+    speckled_data: PreparedData, samples: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [Accuracy(0.5, None, 0.1, (0.9, 0.2, None, 0.5), 9), Accuracy(0.5, None, 0.1, (0.8, 0.3, 0.5, 0.5), 9)]
+    monkeypatch.setattr(cas, "_both", lambda first, second: (answers[0], (answers[1], 1.0)))
+    assert score(speckled_data, *samples).classes_won == 1
+
+
+def test_ratio_without_any_real_success_is_not_a_number() -> None:
+    nothing = measure_accuracy(torch.eye(2)[[0, 0]], np.array([1, 1]))
+    assert math.isnan(CasResult(nothing, nothing, 0.0, 0, 2, 2).ratio)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, np.int64), "1 channels, the data 3"),
+        (np.zeros((4, 6, 6, 3), np.uint8), np.zeros(4, np.int64), "6 pixels, the data of 4, 8"),
+        (np.zeros((4, 8, 6, 3), np.uint8), np.zeros(4, np.int64), "allowed: uint8"),
+        (np.zeros((4, 8, 8, 3), np.float32), np.zeros(4, np.int64), "allowed: uint8"),
+        (np.zeros((4, 8, 8, 3), np.uint8), np.zeros(3, np.int64), r"allowed: int64 \(4,\)"),
+        (np.zeros((4, 8, 8, 3), np.uint8), np.full(4, -1, np.int64), "from -1 to -1; allowed: 0 to 3"),
+        (np.zeros((4, 8, 8, 3), np.uint8), np.full(4, 4, np.int64), "from 4 to 4; allowed: 0 to 3"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    speckled_data: PreparedData, images: np.ndarray, labels: np.ndarray, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        score(speckled_data, images, labels)
+
+
+def test_data_without_classes_is_refused(grey_data: PreparedData) -> None:
+    split = grey_data.split("train")
+    with pytest.raises(UserError, match="no classes"):
+        classification_accuracy_score(
+            np.asarray(split.images(8)), np.zeros(40, np.int64), split, split, config=QUICK, device=CPU
+        )
