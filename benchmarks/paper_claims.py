@@ -15,10 +15,10 @@ Three steps, each of which goes on where it was stopped:
     python benchmarks/paper_claims.py measure --data DATA --out OUT
     python benchmarks/paper_claims.py show    --out OUT --images docs/images
 
-`--high 16` (the default) scores a cascade 8 -> 16, which two CPU cores can train until its super-resolution stage is not
-what limits it; `--high 32` a cascade 16 -> 32, and 8 -> 16 -> 32 for claim v. Train only the arms you need with `--arms`;
-`measure` leaves out the claims whose models are missing. `--size gpu` takes larger networks and longer training, `--size
-tiny` only shows that the script runs; `--seeds 0 1 2` repeats everything for error bars over training runs.
+`--high 16` (the default) scores a cascade 8 -> 16, which two CPU cores can train until its super-resolution stage is
+not what limits it; `--high 32` a cascade 16 -> 32, and 8 -> 16 -> 32 for claim v. Train only the arms you need with
+`--arms`; `measure` leaves out the claims whose models are missing. `--size gpu` takes larger networks and longer
+training, `--size tiny` only shows that the script runs; `--seeds 0 1 2` repeats everything for error bars over runs.
 """
 
 from __future__ import annotations

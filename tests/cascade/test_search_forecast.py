@@ -39,6 +39,10 @@ def test_what_it_counts_is_what_is_done(
     assert (again.missing, again.evaluations, again.seconds) == (0, 0, 0)
     assert again.passes == found.passes
     assert all(again.points["sr16"].values())
+    next((tmp_path / "out" / "points").glob("*.json")).unlink()
+    # Its images are there: it wants a score, not a pass.
+    assert forecast(search, tmp_path / "out").missing == 0
+    assert list(forecast(search, tmp_path / "out").points["sr16"].values()).count(False) == 1
 
 
 def _count_calls(stage: Any, calls: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,10 @@ import pytest
 from cascaded_diffusion.errors import UserError
 
 Done = Callable[..., Any]
-COMMANDS = ("demo", "recipe", "prepare", "plan", "train", "assemble", "sample")
+COMMANDS = (
+    *("demo", "recipe", "prepare", "plan", "train", "assemble", "sample"),
+    *("search", "evaluate", "report", "train-classifier"),
+)
 
 
 def test_help_names_every_command(done: Done) -> None:
@@ -42,6 +45,9 @@ def test_help_names_every_option_of_the_contract(done: Done) -> None:
         "assemble": "--checkpoint --ema --no-truncated",
         "sample": "--out --classes --num --per-class --seed --batch-size --device --rgb --steps --sampler "
         "--augmentation --s --guidance --grid --stages --until --from-images --start-stage",
+        "search": "--data --stage --s --augmentation --steps --guidance --num --out --dry-run",
+        "evaluate": "--data --split --metrics --features --num --all-checkpoints --json",
+        "report": "--out",
         "demo": "--out",
         "recipe": "--list",
     }

@@ -12,7 +12,13 @@ from typing import Literal, Self
 import numpy as np
 import torch
 
-from cascaded_diffusion.cascade.manifest import MANIFEST_FILE, CascadeManifest, check_chain, schedules_agree, verify_stage
+from cascaded_diffusion.cascade.manifest import (
+    MANIFEST_FILE,
+    CascadeManifest,
+    check_chain,
+    schedules_agree,
+    verify_stage,
+)
 from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.cascade.save import write_cascade
 from cascaded_diffusion.cascade.settings import Choice, Requests, resolve_settings
@@ -223,8 +229,8 @@ class Cascade:
             return_stages: give every stage's images; of a stage that was stopped at s, its prediction of z_0.
             callback: called after every step of every stage.
             precision: of the networks: fp32, bf16 autocast, or auto for bf16 where the hardware computes in it.
-            first: make samples ``first`` to ``first + num - 1`` of a longer run, the same as they are there. ``low_res``
-                holds the images of these alone, ``classes`` stays that of the longer run.
+            first: make samples ``first`` to ``first + num - 1`` of a longer run, the same as they are there.
+                ``low_res`` holds the images of these alone, ``classes`` stays that of the longer run.
 
         Raises:
             UserError: anything asked for that the cascade cannot do, before any work.

@@ -104,7 +104,7 @@ def prepare_search(
         extractor: gives the features.
         stage: ``NAME``, ``NAME,NAME`` or ``all``.
         sweep: what to sweep; default s, in every mode that the stage has.
-        split: the real images to compare with; the paper searches on those of training.
+        split: the real images to compare with; ``val`` also sees a model that repeats its training images.
         num: samples a point; the paper's number is 10,000. Sample i has class i mod K.
         seed: of the samples.
         batch_size: samples at once; ``auto`` halves it when memory runs out.

@@ -70,7 +70,7 @@ for _name, _command, _summary in (
     ("sample", sample_command, "Sample images from a cascade, or enlarge given ones."),
     ("search", search_command, "Find the best s, steps or guidance of a stage by score."),
     ("evaluate", evaluate_command, "Score images, a cascade or a run against real data."),
-    ("report", report_command, "One self-contained page about a run, a cascade or a folder of them."),
+    ("report", report_command, "One self-contained page about runs and cascades."),
     ("train-classifier", train_classifier_command, "Train a classifier on your data, to score samples with."),
 ):
     app.command(_name, short_help=_summary)(_command)

@@ -258,7 +258,7 @@ def _table(record: SearchRecord, found: StageResult) -> str:
     lines = [f"{found.stage}: {record.score} of {best.n:,} samples to {real}, +- one standard error; lower is better"]
     width = max(len(point.label) for point in found.points)
     for point in found.points:
-        # As if the samples were not shared: that makes errors go together, so this tells apart too little, not too much.
+        # As if the samples were not shared. They are, so errors go together: this tells apart too little, not too much.
         error = (point.standard_error**2 + best.standard_error**2) ** 0.5
         close = "  not told apart from the best" if point.value - best.value < 2 * error else ""
         mark = "  best" if point is best else close

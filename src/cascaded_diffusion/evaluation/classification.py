@@ -143,10 +143,12 @@ class _Order:
 
     def at(self, index: Tensor) -> np.ndarray:
         epochs, within = np.divmod(index.numpy(), self._length)
-        for epoch in np.unique(epochs).tolist():
+        wanted = np.unique(epochs).tolist()
+        self._epochs = {epoch: self._epochs[epoch] for epoch in wanted if epoch in self._epochs}
+        for epoch in wanted:
             if epoch not in self._epochs:
-                order = permutation(self._seed, "classifier/order", self._length, step=epoch).numpy()
-                self._epochs = {kept: self._epochs[kept] for kept in self._epochs if kept >= epoch - 1} | {epoch: order}
+                order = permutation(self._seed, "classifier/order", self._length, step=epoch)
+                self._epochs[epoch] = order.numpy()
         return np.array([self._epochs[int(e)][w] for e, w in zip(epochs, within, strict=True)])
 
 

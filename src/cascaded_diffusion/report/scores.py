@@ -180,7 +180,7 @@ def class_table(score: Score) -> Html:
     known = [
         (float(share), name, other) for share, name, other in zip(shares, names, real, strict=True) if share is not None
     ]
-    ranked = sorted(known, key=lambda row: -row[0])
+    ranked = sorted(known, key=lambda row: row[0])
     header = ["Class", "Samples", "", *(["Real images"] if any(other is not None for *_, other in ranked) else [])]
 
     def rows(part: Sequence[tuple[float, str, float | None]]) -> list[list[object]]:

@@ -1,8 +1,8 @@
 """Inception's features by way of torch-fidelity: the only ones in which a Frechet distance is called FID.
 
 Heusel et al. 2017 (arXiv 1706.08500) measure in the 2048 pooled features of the Inception network of 2015-12-05.
-torch-fidelity rebuilds the network; the weights are a user's file. Images reach its 299x299 by this package's one resize
-rule and not by the original's bilinear one, which aliases (Parmar, Zhang and Zhu 2022, arXiv 2104.11222).
+torch-fidelity rebuilds the network; the weights are a user's file. Images reach its 299x299 by this package's one
+resize rule and not by the original's bilinear one, which aliases (Parmar, Zhang and Zhu 2022, arXiv 2104.11222).
 """
 
 from __future__ import annotations
