@@ -1,4 +1,4 @@
-"""Choosing s after training, by score: the search of CDM (2106.15282, sections 3.3 and 4), greedily stage by stage.
+"""Choosing s after training, by score: the search of CDM (2106.15282), greedily stage by stage.
 
 A gaussian SR stage is trained for every s at once, so s is chosen afterwards: sample with each, compare with real
 images, keep the best. What makes that affordable and fair:

@@ -131,7 +131,7 @@ def distinct_passes(points: Iterable[Point]) -> list[Pass]:
 
 
 def count_passes(points: Iterable[Point]) -> dict[str, int]:
-    """Passes through each stage. All non-truncated points share one pass of the stages below (CDM, section 3.3)."""
+    """Passes through each stage. All non-truncated points share one pass of the stages below."""
     return dict(Counter(part.stage for part in distinct_passes(points)))
 
 

@@ -89,7 +89,7 @@ def search_command(
     """Find the best s, steps, guidance or sampling schedule by score, and make it the cascade's default.
 
     All combinations of the settings given are tried; s in every mode if none is. Many GPUs: torchrun --nproc-per-node 8
-    -m cascaded_diffusion search ...
+    -m -- cascaded_diffusion search ... (the -- keeps torchrun from reading --num).
     """
     sweep = _sweep(s, augmentation, steps, guidance, endpoints)
     if precision not in ("auto", "fp32", "bf16"):
