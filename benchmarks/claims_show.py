@@ -53,14 +53,23 @@ def over_seeds(sets: list[Points]) -> Points:
             inner = math.sqrt(sum(point[f"{key}_standard_error"] ** 2 for point in same)) / len(same)
             outer = float(np.std(values, ddof=1)) / math.sqrt(len(same)) if len(same) > 1 else 0.0
             row[key], row[f"{key}_standard_error"] = float(np.mean(values)), max(inner, outer)
+        if len(same) > 1:  # between training runs there is more to doubt than samples
+            row.pop("fd_replicates", None)
         row["recognised"] = float(np.mean([point["recognised"] for point in same]))
         rows.append(row)
     return rows
 
 
 def lead(worse: dict[str, Any], better: dict[str, Any]) -> float:
-    """By how many standard errors the distance of one point is above that of another."""
+    """By how many standard errors the distance of one point is above that of another.
+
+    Points share classes and noise, so the error of the difference is that of their paired resamples where there are
+    any: what the points have in common is no reason for doubt.
+    """
     error = math.hypot(worse["fd_standard_error"], better["fd_standard_error"])
+    pair = worse.get("fd_replicates"), better.get("fd_replicates")
+    if pair[0] is not None and pair[1] is not None:
+        error = float(np.std(np.subtract(*pair), ddof=1))
     return (worse["fd"] - better["fd"]) / error if error else 0.0
 
 

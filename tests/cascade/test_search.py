@@ -169,7 +169,7 @@ def test_killed_inside_a_point(
     search_of: SearchOf, run: Run, sampled: Counter[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = {"s": [0.2], "augmentation": ["truncated"]}
-    for moment in ("extract", "frechet_bootstrap"):
+    for moment in ("extract", "frechet_replicates"):
         with monkeypatch.context() as patch:
             patch.setattr(search_module, moment, _die)
             with pytest.raises(_Killed):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from cascaded_diffusion.evaluation.frechet import frechet_bootstrap, frechet_distance
+from cascaded_diffusion.evaluation.frechet import frechet_bootstrap, frechet_distance, frechet_replicates
 from cascaded_diffusion.evaluation.statistics import FeatureStatistics
 
 
@@ -148,3 +148,17 @@ def test_wrong_input() -> None:
         frechet_bootstrap(features(10, 3, 1), a, rounds=1, seed=0)
     with pytest.raises(ValueError, match="NaN or infinity"):
         frechet_bootstrap(features(10, 3, 1) * float("nan"), a, seed=0)
+
+
+def test_replicates_of_like_samples_move_together() -> None:
+    make = torch.Generator().manual_seed(3)
+    shared = torch.randn(400, 6, generator=make)
+    reference = FeatureStatistics.of(torch.randn(2000, 6, generator=make))
+    one, other = shared * 1.3 + 0.2, shared * 1.35 + 0.2
+    a, b = (frechet_replicates(features, reference, rounds=30, seed=0) for features in (one, other))
+    assert a.shape == (30,)
+    assert torch.equal(a, frechet_replicates(one, reference, rounds=30, seed=0))
+    assert float((a - b).std()) < 0.3 * float(a.std())
+    shuffled = other[torch.randperm(400, generator=make)]
+    strange = frechet_replicates(shuffled, reference, rounds=30, seed=0)
+    assert float((a - strange).std()) > 0.7 * float(a.std())

@@ -44,7 +44,7 @@ from cascaded_diffusion.cascade.walk import first_batch_size
 from cascaded_diffusion.data.prepared import PreparedData
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.evaluation.features import Extractor, extract, score_key
-from cascaded_diffusion.evaluation.frechet import frechet_bootstrap, frechet_distance
+from cascaded_diffusion.evaluation.frechet import frechet_distance, frechet_replicates
 from cascaded_diffusion.evaluation.reference import Reference, reference, reference_hash
 from cascaded_diffusion.evaluation.statistics import FeatureStatistics
 from cascaded_diffusion.files import atomic_write
@@ -284,6 +284,8 @@ class _StageSearch:
         if not current_ranks().is_main:
             return on_main(None)
         cascade, request = self.search.cascade, self.search.request
+        # One seed for all points: the same samples are drawn, so that differences between points have an error too.
+        replicates = frechet_replicates(features, real.statistics, seed=request.seed)
         result = PointResult(
             key=point.key,
             label=point.label,
@@ -291,8 +293,8 @@ class _StageSearch:
             settings=point.settings,
             evaluations={work.stage: evaluations(cascade, work) for work in point.work.chain},
             value=frechet_distance(FeatureStatistics.of(features), real.statistics),
-            # One seed for all points: the same samples are drawn, so that the bars are as comparable as the values.
-            standard_error=frechet_bootstrap(features, real.statistics, seed=request.seed),
+            standard_error=replicates.std().item(),
+            replicates=tuple(replicates.tolist()),
             n=request.num,
             dimensions=features.shape[1],
             reference_n=real.count,

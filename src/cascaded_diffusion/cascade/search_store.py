@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import statistics
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,7 +26,15 @@ from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import atomic_write, read_json, write_json
 from cascaded_diffusion.samples import write_npz
 
-__all__ = ["RECORD_FILE", "PointResult", "SearchRecord", "SearchRequest", "SearchStore", "StageResult"]
+__all__ = [
+    "RECORD_FILE",
+    "PointResult",
+    "SearchRecord",
+    "SearchRequest",
+    "SearchStore",
+    "StageResult",
+    "difference_error",
+]
 
 RECORD_FILE = "search.json"
 RESULTS_FILE = "results.csv"
@@ -57,9 +67,23 @@ class PointResult(StrictModel):
     evaluations: dict[str, int] = Field(description="Network evaluations an image, of every stage that ran.")
     value: float = Field(description="Frechet distance to the real images of the stage's resolution.")
     standard_error: float = Field(description="Its standard error over samples, by bootstrap.")
+    replicates: tuple[float, ...] = Field(
+        default=(), description="Its value for each resample; resample i draws the same samples at every point."
+    )
     n: int = Field(description="Samples.")
     dimensions: int = Field(description="Of the features.")
     reference_n: int = Field(description="Real images.")
+
+
+def difference_error(a: PointResult, b: PointResult) -> float:
+    """Standard error of the difference of two points' values.
+
+    Points share classes and noise, so what moves one moves the other: the error is that of paired resamples.
+    """
+    pairs = list(zip(a.replicates, b.replicates, strict=False))
+    if len(pairs) < 2:
+        return math.hypot(a.standard_error, b.standard_error)
+    return statistics.stdev(x - y for x, y in pairs)
 
 
 class StageResult(StrictModel):

@@ -252,15 +252,16 @@ def _tell(record: SearchRecord, out: Path) -> None:
 
 
 def _table(record: SearchRecord, found: StageResult) -> str:
+    from cascaded_diffusion.cascade.search_store import difference_error
+
     best = found.winner
     assert best is not None  # the search is through
     real = f"{best.reference_n:,} real images ({record.request.split})"
     lines = [f"{found.stage}: {record.score} of {best.n:,} samples to {real}, +- one standard error; lower is better"]
     width = max(len(point.label) for point in found.points)
     for point in found.points:
-        # As if the samples were not shared. They are, so errors go together: this tells apart too little, not too much.
-        error = (point.standard_error**2 + best.standard_error**2) ** 0.5
-        close = "  not told apart from the best" if point.value - best.value < 2 * error else ""
+        apart = point.value - best.value >= 2 * difference_error(point, best)
+        close = "" if apart else "  not told apart from the best"
         mark = "  best" if point is best else close
         lines.append(f"  {point.label:{width}}  {point.value:9.4f} +- {point.standard_error:.4f}{mark}")
     passes = ", ".join(f"{name} {count}" for name, count in found.passes.items())

@@ -8,7 +8,7 @@ from torch import Tensor
 from cascaded_diffusion.evaluation.statistics import FeatureStatistics, checked_features
 from cascaded_diffusion.randomness import uniform
 
-__all__ = ["frechet_bootstrap", "frechet_distance"]
+__all__ = ["frechet_bootstrap", "frechet_distance", "frechet_replicates"]
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
@@ -44,11 +44,19 @@ def _root(statistics: FeatureStatistics) -> Tensor:
 
 
 def frechet_bootstrap(features: Tensor, reference: FeatureStatistics, *, rounds: int = 20, seed: int) -> float:
-    """Standard error of the Frechet distance of ``features`` from ``reference``, by drawing rows with replacement.
+    """Standard error of the Frechet distance of ``features`` from ``reference``; arguments as for the replicates."""
+    return frechet_replicates(features, reference, rounds=rounds, seed=seed).std().item()
 
-    Says how much the value would move with other samples of the same model; the reference is taken as fixed. (The
-    resampled distances themselves are larger than the distance, as those of a smaller sample would be; only their
-    spread is used.) Efron, "Bootstrap methods: another look at the jackknife", 1979.
+
+def frechet_replicates(features: Tensor, reference: FeatureStatistics, *, rounds: int = 20, seed: int) -> Tensor:
+    """Frechet distances of resamples of ``features`` from ``reference``: float64 (rounds,).
+
+    Their spread says how much the value would move with other samples of the same model; the reference is taken as
+    fixed. (The resampled distances themselves are larger than the distance, as those of a smaller sample would be; only
+    their spread is used.) Efron, "Bootstrap methods: another look at the jackknife", 1979.
+
+    Row i is drawn equally often from every set of N rows. For two sets made of the same noise and classes, the spread
+    of the difference of their replicates is thus the standard error of the difference, with what they share taken out.
 
     Args:
         features: (N, D), N >= 2.
@@ -78,7 +86,7 @@ def frechet_bootstrap(features: Tensor, reference: FeatureStatistics, *, rounds:
         shift = (centre + mean - reference.mean).square().sum()
         trace = deviation.square().sum() / (count - 1) + constant
         distances.append(shift + trace - 2 * _cross(deviation / (count - 1) ** 0.5, root))
-    return torch.stack(distances).std().item()
+    return torch.stack(distances)
 
 
 def _cross(factor: Tensor, root: Tensor) -> Tensor:
