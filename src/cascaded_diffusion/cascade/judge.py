@@ -16,7 +16,7 @@ from cascaded_diffusion.cascade.manifest import CascadeManifest
 from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.cascade.settings import Requests, resolve_settings
 from cascaded_diffusion.cascade.stage import CONFIG_FILE, WEIGHTS_FILE, Stage, StageConfig
-from cascaded_diffusion.cascade.walk import CascadeStep, Plan, first_batch_size, sample_batches
+from cascaded_diffusion.cascade.walk import FinishedImages, Plan, first_batch_size, sample_batches
 from cascaded_diffusion.data.prepared import PreparedData
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.evaluation.evaluate import evaluate_images
@@ -315,7 +315,7 @@ def sample_over_ranks(made: Made, request: Request, *, every: bool = False) -> d
         raise UserError(f"num: {count} samples for {ranks.world} processes; at least one for each is needed")
     share = ranks.share(count)
     part = slice(share.start, share.stop)
-    callback = None if request.watch is None else _Steps(request.watch, len(share), made.plan)
+    callback = None if request.watch is None else FinishedImages(request.watch, len(share), made.plan)
     with autocast(request.precision, request.device):
         images = sample_batches(
             made.plan,
@@ -329,19 +329,6 @@ def sample_over_ranks(made: Made, request: Request, *, every: bool = False) -> d
         )
     kept = images if every else {name: images[name] for name in (made.plan.stages[-1].name,)}
     return {name: gather_rows(torch.from_numpy(part)).numpy() for name, part in kept.items()}
-
-
-class _Steps:
-    """Adds up the steps of all stages to images finished."""
-
-    def __init__(self, watch: Watch, count: int, plan: Plan) -> None:
-        self._watch, self._count = watch, count
-        self._cost = max(sum(plan.steps().values()), 1)
-        self._done = 0
-
-    def __call__(self, step: CascadeStep) -> None:
-        self._done += len(step.samples)
-        self._watch("samples", min(self._done // self._cost, self._count), self._count)
 
 
 # -- which images these are -------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from cascaded_diffusion.cascade.chain import Cascade
 from cascaded_diffusion.cascade.generate import sample_stage
 from cascaded_diffusion.cascade.search_points import Pass, Point
 from cascaded_diffusion.cascade.search_store import SearchStore
-from cascaded_diffusion.cascade.walk import first_batch_size
+from cascaded_diffusion.cascade.walk import in_batches
 from cascaded_diffusion.diffusion.samplers import Step
 from cascaded_diffusion.pixels import to_uint8
 from cascaded_diffusion.precision import autocast
@@ -80,25 +80,10 @@ class PassMaker:
     def _make(self, work: Pass) -> tuple[Tensor, np.ndarray]:
         """Run a stage on this rank's share: what it hands on, float32 (n, C, R, R), and its images, uint8 NHWC."""
         low_res = None if work.below is None else self.handed_on(work.below)
-        size = first_batch_size(self.batch_size)
-        handed: list[Tensor] = []
-        images: list[np.ndarray] = []
-        start = 0
-        while start < len(self.share):
-            stop = min(start + size, len(self.share))
-            try:
-                carried, seen = self._batch(work, low_res, start, stop)
-            except torch.OutOfMemoryError:
-                if self.batch_size != "auto" or size == 1:
-                    raise RuntimeError(
-                        f"out of memory with {size} samples at once; a smaller batch size needs less, auto finds one"
-                    ) from None
-                size //= 2
-                continue
-            handed.append(carried.cpu())
-            images.append(seen)
-            start = stop
-        return torch.cat(handed), np.concatenate(images)
+        parts = in_batches(
+            len(self.share), self.batch_size, lambda start, stop: self._batch(work, low_res, start, stop)
+        )
+        return torch.cat([carried for carried, _ in parts]), np.concatenate([images for _, images in parts])
 
     def _batch(self, work: Pass, low_res: Tensor | None, start: int, stop: int) -> tuple[Tensor, np.ndarray]:
         stage, device = self.cascade.stages[work.stage], self.cascade.device
@@ -121,4 +106,4 @@ class PassMaker:
             )
         # Only a truncated stage above takes z_s; the others get an image, as in training.
         carried = output.x if work.stop > 0 else output.x0
-        return carried.float(), to_uint8(output.x0)
+        return carried.float().cpu(), to_uint8(output.x0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +18,17 @@ from cascaded_diffusion.diffusion.samplers import Step
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.pixels import to_float, to_uint8
 
-__all__ = ["CascadeStep", "Plan", "Watch", "first_batch_size", "sample_batches"]
+__all__ = [
+    "CascadeStep",
+    "FinishedImages",
+    "Plan",
+    "Watch",
+    "first_batch_size",
+    "in_batches",
+    "sample_batches",
+]
+
+T = TypeVar("T")
 
 _AUTO_BATCH = 64
 
@@ -112,14 +122,34 @@ def sample_batches(
     Raises:
         RuntimeError: out of memory, and the batch size cannot be halved.
     """
+
+    def work(start: int, stop: int) -> dict[str, np.ndarray]:
+        index = torch.arange(start, stop)
+        carried = None if low_res is None else to_float(low_res[start:stop], device)
+        return _sample_batch(plan, index + first, labels[start:stop].to(device), carried, seed, callback)
+
+    parts = in_batches(len(labels), batch_size, work)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def in_batches(count: int, batch_size: int | Literal["auto"], work: Callable[[int, int], T]) -> list[T]:
+    """What ``work(start, stop)`` gives for each batch of ``count`` samples, in order.
+
+    Args:
+        count: samples in all.
+        batch_size: samples at once; ``auto`` halves it when memory runs out.
+        work: called for one batch after the other, and again with a smaller one if it ran out of memory.
+
+    Raises:
+        RuntimeError: out of memory, and the batch size cannot be halved.
+    """
     size = first_batch_size(batch_size)
-    parts: list[dict[str, np.ndarray]] = []
+    parts: list[T] = []
     start = 0
-    while start < len(labels):
-        index = torch.arange(start, min(start + size, len(labels)))
-        carried = None if low_res is None else to_float(low_res[index.numpy()], device)
+    while start < count:
+        stop = min(start + size, count)
         try:
-            parts.append(_sample_batch(plan, index + first, labels[index].to(device), carried, seed, callback))
+            parts.append(work(start, stop))
         except torch.OutOfMemoryError:
             if batch_size != "auto" or size == 1:
                 raise RuntimeError(
@@ -127,8 +157,22 @@ def sample_batches(
                 ) from None
             size //= 2
             continue
-        start += len(index)
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        start = stop
+    return parts
+
+
+class FinishedImages:
+    """A callback of sampling that adds up the steps of all stages to images finished."""
+
+    def __init__(self, watch: Callable[[str, int, int], None], count: int, plan: Plan) -> None:
+        """``watch`` is called with ``samples``, images finished, and ``count``."""
+        self._watch, self._count = watch, count
+        self._cost = max(sum(plan.steps().values()), 1)
+        self._done = 0
+
+    def __call__(self, step: CascadeStep) -> None:
+        self._done += len(step.samples)
+        self._watch("samples", min(self._done // self._cost, self._count), self._count)
 
 
 def _sample_batch(

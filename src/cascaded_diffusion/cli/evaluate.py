@@ -11,7 +11,7 @@ import typer
 
 from cascaded_diffusion.cli.places import check_place, tell_which
 from cascaded_diffusion.cli.values import batch_size as to_batch_size
-from cascaded_diffusion.cli.values import per_stage, to_number, whole_from
+from cascaded_diffusion.cli.values import check_precision, sampling_choices, whole_from
 from cascaded_diffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -117,13 +117,7 @@ def evaluate_command(
     An SR stage alone enlarges real low-resolution images. Many GPUs: torchrun --nproc-per-node 8 -m --
     cascaded_diffusion evaluate ... (the -- keeps torchrun from reading --num).
     """
-    choices = {
-        "steps": per_stage("--steps", steps, str),
-        "sampler": per_stage("--sampler", sampler, str),
-        "augmentation": per_stage("--augmentation", augmentation, str),
-        "s": per_stage("--s", s, to_number("--s")),
-        "guidance": per_stage("--guidance", guidance, to_number("--guidance")),
-    }
+    choices = sampling_choices(steps=steps, sampler=sampler, augmentation=augmentation, s=s, guidance=guidance)
     kind = _kind(subject)
     _refuse_unfit(
         kind,
@@ -138,8 +132,7 @@ def evaluate_command(
     )
     if keep is not None and all_checkpoints:
         raise UserError(f"--keep: {keep} cannot hold the samples of --all-checkpoints; give one --checkpoint")
-    if precision not in (None, "auto", "fp32", "bf16"):
-        raise UserError(f"--precision: {precision!r} is not known; allowed: auto, fp32, bf16")
+    check_precision(precision)
     _check_files(json, keep)
     _evaluate(
         _Asked(

@@ -10,14 +10,13 @@ import typer
 
 from cascaded_diffusion.cli.places import check_place, tell_which
 from cascaded_diffusion.cli.values import batch_size as to_batch_size
-from cascaded_diffusion.cli.values import per_stage, split_classes, to_number, whole_from
+from cascaded_diffusion.cli.values import check_precision, sampling_choices, split_classes, whole_from
 from cascaded_diffusion.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from cascaded_diffusion.cascade.chain import Cascade, CascadeStep, Plan
-    from cascaded_diffusion.cli.progress import ProgressDisplay
+    from cascaded_diffusion.cascade.chain import Cascade, Plan
 
 __all__ = ["sample_command"]
 
@@ -81,19 +80,12 @@ def sample_command(
     ] = None,
 ) -> None:
     """Sample images from a cascade, or enlarge given ones with its super-resolution stages."""
-    choices = {
-        "steps": per_stage("--steps", steps, str),
-        "sampler": per_stage("--sampler", sampler, str),
-        "augmentation": per_stage("--augmentation", augmentation, str),
-        "s": per_stage("--s", s, to_number("--s")),
-        "guidance": per_stage("--guidance", guidance, to_number("--guidance")),
-    }
+    choices = sampling_choices(steps=steps, sampler=sampler, augmentation=augmentation, s=s, guidance=guidance)
     wanted: list[str] | list[int] | None = split_classes(classes)
     size = to_batch_size(batch_size)
     if num is not None and per_class is not None:
         raise UserError(f"--num {num} and --per-class {per_class}: give one of them")
-    if precision not in ("auto", "fp32", "bf16"):
-        raise UserError(f"--precision: {precision!r} is not known; allowed: auto, fp32, bf16")
+    check_precision(precision)
     if start_stage is not None and from_images is None:
         raise UserError(f"--start-stage: {start_stage} needs --from-images to start from")
     _check_places(out, grid, stages)
@@ -176,29 +168,18 @@ def _given(path: Path | None, plan: Plan) -> tuple[np.ndarray | None, list[int] 
 
 
 def _run(cascade: Cascade, plan: Plan, arguments: dict[str, Any]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    from cascaded_diffusion.cascade.walk import FinishedImages
     from cascaded_diffusion.cli.progress import ProgressDisplay
 
     labels = cascade.sample_labels(
         plan, num=arguments["num"], classes=arguments["classes"], low_res=arguments["low_res"]
     )
     with ProgressDisplay() as display:
-        results = cascade.sample(**arguments, return_stages=True, callback=_Watcher(display, len(labels), plan))
+        display.begin("samples")
+        callback = FinishedImages(display.advance, len(labels), plan)
+        results = cascade.sample(**arguments, return_stages=True, callback=callback)
     assert isinstance(results, dict)
     return results, labels
-
-
-class _Watcher:
-    """Adds up the steps of all stages to images finished."""
-
-    def __init__(self, display: ProgressDisplay, count: int, plan: Plan) -> None:
-        self._display, self._count = display, count
-        self._cost = max(sum(plan.steps().values()), 1)
-        self._done = 0
-        display.begin("samples")
-
-    def __call__(self, step: CascadeStep) -> None:
-        self._done += len(step.samples)
-        self._display.advance("samples", min(self._done // self._cost, self._count), self._count)
 
 
 def _write(cascade: Cascade, plan: Plan, results: dict[str, np.ndarray], labels: np.ndarray, places: _Places) -> None:

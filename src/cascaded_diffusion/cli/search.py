@@ -11,7 +11,7 @@ import typer
 
 from cascaded_diffusion.cli.places import check_place, tell_which
 from cascaded_diffusion.cli.values import batch_size as to_batch_size
-from cascaded_diffusion.cli.values import to_number, whole_from
+from cascaded_diffusion.cli.values import check_precision, to_number, whole_from
 from cascaded_diffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -92,8 +92,7 @@ def search_command(
     -m -- cascaded_diffusion search ... (the -- keeps torchrun from reading --num).
     """
     sweep = _sweep(s, augmentation, steps, guidance, endpoints)
-    if precision not in ("auto", "fp32", "bf16"):
-        raise UserError(f"--precision: {precision!r} is not known; allowed: auto, fp32, bf16")
+    check_precision(precision)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is a file; give a folder")
     if not dry_run:

@@ -10,7 +10,16 @@ import typer
 
 from cascaded_diffusion.errors import UserError
 
-__all__ = ["batch_size", "number_from", "per_stage", "split_classes", "to_number", "whole_from"]
+__all__ = [
+    "batch_size",
+    "check_precision",
+    "number_from",
+    "per_stage",
+    "sampling_choices",
+    "split_classes",
+    "to_number",
+    "whole_from",
+]
 
 T = TypeVar("T")
 
@@ -80,6 +89,25 @@ def per_stage(option: str, text: str | None, read: Callable[[str], T]) -> Any:
         else:
             raise UserError(f"{option}: {text!r} mixes one value for all stages with values for single stages")
     return {stage: read(value) for stage, value in values.items()}
+
+
+def sampling_choices(
+    *, steps: str | None, sampler: str | None, augmentation: str | None, s: str | None, guidance: str | None
+) -> dict[str, Any]:
+    """What the options of those names ask of the stages, as :meth:`Cascade.sample` takes it."""
+    return {
+        "steps": per_stage("--steps", steps, str),
+        "sampler": per_stage("--sampler", sampler, str),
+        "augmentation": per_stage("--augmentation", augmentation, str),
+        "s": per_stage("--s", s, to_number("--s")),
+        "guidance": per_stage("--guidance", guidance, to_number("--guidance")),
+    }
+
+
+def check_precision(precision: str | None) -> None:
+    """``UserError`` if it is given and none of the three."""
+    if precision not in (None, "auto", "fp32", "bf16"):
+        raise UserError(f"--precision: {precision!r} is not known; allowed: auto, fp32, bf16")
 
 
 def split_classes(text: str | None) -> list[str] | None:
