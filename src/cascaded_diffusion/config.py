@@ -11,6 +11,9 @@ from pydantic_core import PydanticCustomError
 __all__ = ["StrictModel", "explain"]
 
 
+_LONGEST_VALUE = 200
+
+
 class StrictModel(BaseModel):
     """A frozen configuration: unknown keys are refused, so a misspelt option never passes silently."""
 
@@ -29,6 +32,11 @@ class StrictModel(BaseModel):
         return value
 
 
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+
+
 def explain(error: ValidationError) -> str:
     """The first problem of a validation error in one line: the key's path, what is wrong, and the value given."""
     first = error.errors(include_url=False)[0]
@@ -39,6 +47,6 @@ def explain(error: ValidationError) -> str:
     own_words = message.startswith(f"{path.rpartition('.')[2]}: ")
     if own_words:  # the validator has named the key and the value itself
         message = message.partition(": ")[2]
-    shown = "" if own_words or isinstance(given, dict | list) else f" (given: {given!r})"
+    shown = "" if own_words or isinstance(given, dict | list) else f" (given: {_short(given)})"
     more = f"; and {error.error_count() - 1} more" if error.error_count() > 1 else ""
     return f"{path}: {message}{shown}{more}"

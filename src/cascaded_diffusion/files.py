@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.reading.json_text import read_json
+from cascaded_diffusion.reading.plain import open_file
 
 __all__ = [
     "atomic_write",
@@ -65,33 +67,14 @@ def open_as_usual(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically."""
+    """Write ``value`` as indented JSON, atomically; ``ValueError`` for NaN and infinity, which JSON cannot hold."""
     with atomic_write(path) as file:
-        file.write((json.dumps(value, indent=2) + "\n").encode())
-
-
-def read_json(path: Path, *, limit: int = 64 * 2**20) -> Any:
-    """Read a JSON file of at most ``limit`` bytes.
-
-    Raises:
-        UserError: the file is missing, unreadable, larger or malformed.
-    """
-    try:
-        size = path.stat().st_size
-        if size > limit:
-            raise UserError(f"{path}: {size} bytes of JSON, at most {limit} are read")
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
+        file.write((json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's content."""
-    with path.open("rb") as file:
+    """Hexadecimal SHA-256 of a file's content; ``UserError`` if it is missing, or a pipe or device."""
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -14,6 +14,9 @@ from cascaded_diffusion.files import atomic_write, refuse_filled
 __all__ = ["class_folder", "to_rgb", "write_npz", "write_png_folder"]
 
 
+_LONGEST_NAME = 200  # bytes; file systems take 255
+
+
 def to_rgb(images: np.ndarray) -> np.ndarray:
     """Grey (N, H, W, 1) as three equal channels; colour as it is."""
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
@@ -30,7 +33,8 @@ def write_npz(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
 
 def class_folder(name: str) -> str:
     """A class's name as one path component: what a file system would stumble over becomes ``-``."""
-    return re.sub(r'[/\\:*?"<>|\x00-\x1f]+', "-", name).strip(" .") or "class"
+    short = re.sub(r'[/\\:*?"<>|\x00-\x1f\x7f]+', "-", name).encode(errors="replace")[:_LONGEST_NAME]
+    return short.decode(errors="ignore").strip(" .") or "class"
 
 
 def write_png_folder(

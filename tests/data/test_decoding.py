@@ -179,7 +179,7 @@ def test_truncated_files_are_bad_not_half_grey(tmp_path: Path) -> None:
 
 
 def test_missing_file_and_folder_are_bad(tmp_path: Path) -> None:
-    assert decode(tmp_path / "gone.png", 3) == Bad("No such file or directory")
+    assert decode(tmp_path / "gone.png", 3) == Bad("no such file")
     (tmp_path / "folder.png").mkdir()
     assert isinstance(decode(tmp_path / "folder.png", 3), Bad)
 

@@ -69,7 +69,7 @@ def test_a_missing_or_changed_file_is_named(folder: Path) -> None:
             PreparedData.open(folder)
     with path.open("wb") as file:
         np.savez(file, np.zeros(1))
-    with pytest.raises(UserError, match=r"images_8.npy: an archive"):
+    with pytest.raises(UserError, match=r"images_8.npy: not a whole .npy file"):
         PreparedData.open(folder)
     path.write_bytes(whole)
 

@@ -81,7 +81,7 @@ def test_no_such_recipe() -> None:
         (b"", "holds NoneType, not a mapping"),
         (b"!!python/object/apply:os.system ['true']", "not valid YAML"),
         (b"\xff\xfe\x00", "cannot be read"),
-        (b"#" * (2**20 + 1), "larger than the 1 MiB"),
+        (b"#" * (2**17 + 1), "131073 bytes, at most 131072 are read"),
     ],
 )
 def test_files_that_are_no_recipe(content: bytes, words: str, path: Path) -> None:

@@ -15,6 +15,7 @@ from cascaded_diffusion.cascade.stage import CONFIG_FILE, WEIGHTS_FILE, StageCon
 from cascaded_diffusion.config import StrictModel, explain
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import read_json, sha256_of
+from cascaded_diffusion.reading.plain import refuse_outside
 
 __all__ = [
     "MANIFEST_FILE",
@@ -60,7 +61,9 @@ class CascadeManifest(StrictModel):
     """The content of ``cascade.json``."""
 
     format_version: Literal[1] = 1
-    stages: tuple[StageEntry, ...] = Field(min_length=1, description="The stages in order, the base first.")
+    stages: tuple[StageEntry, ...] = Field(
+        min_length=1, max_length=16, description="The stages in order, the base first."
+    )
     classes: int | None = Field(default=None, ge=1, description="Number of classes, or null.")
     class_names: tuple[str, ...] | None = Field(default=None, description="Their names, if known.")
     provenance: dict[str, Any] = Field(default_factory=dict, description="Who made it, with what.")
@@ -74,14 +77,17 @@ class CascadeManifest(StrictModel):
 
     @classmethod
     def read(cls, folder: Path) -> CascadeManifest:
-        """Read and check ``cascade.json``; ``UserError`` names the key that is wrong."""
+        """Read and check ``cascade.json``; ``UserError`` names the key that is wrong, or a link out of the folder."""
         path = folder / MANIFEST_FILE
+        refuse_outside(folder, path)
         if not path.is_file():
             raise UserError(f"{folder}: not a cascade (no {MANIFEST_FILE}); make one with cdm assemble")
         try:
-            return cls.model_validate(read_json(path))
+            manifest = cls.model_validate(read_json(path))
         except ValidationError as error:
             raise UserError(f"{path}: {explain(error)}") from None
+        refuse_outside(folder, *(folder / entry.folder / name for entry in manifest.stages for name in _STAGE_FILES))
+        return manifest
 
 
 def stage_hashes(folder: Path) -> dict[str, str]:

@@ -11,7 +11,6 @@ import csv
 import io
 import math
 import statistics
-import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -24,6 +23,7 @@ from cascaded_diffusion.cascade.search_points import Pass, Point
 from cascaded_diffusion.config import StrictModel, explain
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import atomic_write, read_json, write_json
+from cascaded_diffusion.reading.archive import read_npz
 from cascaded_diffusion.samples import write_npz
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
 
 RECORD_FILE = "search.json"
 RESULTS_FILE = "results.csv"
+_LARGEST = 2**36  # what it holds was in memory once
 
 Model = TypeVar("Model", bound=StrictModel)
 
@@ -167,7 +168,7 @@ class SearchStore:
 
     def load_lower(self, work: Pass, share: range) -> np.ndarray:
         """``carried`` of some of the samples."""
-        return _array(self.lower_path(work), "carried")[share.start : share.stop]
+        return _array(self.lower_path(work), "carried", np.float32)[share.start : share.stop]
 
     def save_images(self, point: Point, images: np.ndarray, labels: np.ndarray) -> None:
         """Keep a point's images in the form of any samples, which ``cdm evaluate`` reads too."""
@@ -175,7 +176,7 @@ class SearchStore:
 
     def load_images(self, point: Point, share: range) -> np.ndarray:
         """Some of a point's images: uint8 (n, R, R, C)."""
-        return _array(self.images_path(point), "arr_0")[share.start : share.stop]
+        return _array(self.images_path(point), "arr_0", np.uint8)[share.start : share.stop]
 
     def score(self, point: Point) -> PointResult | None:
         """A point's score, if it has one."""
@@ -217,13 +218,15 @@ def _read(path: Path, model: type[Model]) -> Model:
         raise UserError(f"{path}: {explain(error)}") from None
 
 
-def _array(path: Path, name: str) -> np.ndarray:
+def _array(path: Path, name: str, dtype: type[np.generic]) -> np.ndarray:
     try:
-        # np.load by a path leaves a damaged file open.
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            return np.asarray(file[name])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: damaged ({error}); delete it, and the same command makes it again") from None
+        array = read_npz(path, {name: dtype}, limit=_LARGEST)[name]
+        if array.ndim != 4:
+            raise ValueError(f"{name} is {array.dtype} {array.shape}")
+    except (ValueError, KeyError) as error:  # a UserError is a ValueError
+        reason = str(error).removeprefix(f"{path}: ")
+        raise UserError(f"{path}: damaged ({reason}); delete it, and the same command makes it again") from None
+    return array
 
 
 def _differences(there: SearchRequest, asked: SearchRequest) -> str:

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from cascaded_diffusion.cascade.manifest import MANIFEST_FILE, CascadeManifest, StageEntry
+from cascaded_diffusion.cascade.manifest import MANIFEST_FILE, CascadeManifest, StageEntry, verify_stage
 from cascaded_diffusion.cascade.search_store import SearchRecord, StageResult
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import new_folder, write_json
@@ -41,7 +41,10 @@ def write_best_copy(folder: Path, copy: Path, record: SearchRecord) -> None:
     changed = _with_best(folder, manifest, record)
     with new_folder(copy) as made:
         for entry in manifest.stages:
-            shutil.copytree(folder / entry.folder, made / entry.folder)
+            verify_stage(folder / entry.folder, entry)
+            (made / entry.folder).mkdir()
+            for name in entry.sha256:
+                shutil.copyfile(folder / entry.folder / name, made / entry.folder / name)
         write_json(made / MANIFEST_FILE, changed.model_dump(mode="json"))
 
 

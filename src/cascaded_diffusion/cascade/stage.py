@@ -8,8 +8,7 @@ from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, ValidationError, model_validator
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from cascaded_diffusion.cascade.sampling import SamplingConfig
@@ -20,12 +19,15 @@ from cascaded_diffusion.diffusion.schedule import Schedule
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import open_as_usual, read_json, write_json
 from cascaded_diffusion.networks.unet import NetworkConfig, UNet
+from cascaded_diffusion.reading.plain import refuse_outside
+from cascaded_diffusion.reading.tensors import TensorFacts, check_fit, read_tensors
 from cascaded_diffusion.training.config import TrainingConfig
 
-__all__ = ["Stage", "StageConfig", "StageRecipe", "build_network", "fill_network", "load_weights"]
+__all__ = ["Stage", "StageConfig", "StageRecipe", "build_network", "empty_network", "fill_network", "load_weights"]
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+MAX_CLASSES = 1_000_000
 
 
 class StageRecipe(StrictModel):
@@ -85,7 +87,7 @@ class StageConfig(StageRecipe):
 
     format_version: Literal[1] = 1
     channels: int = Field(ge=1, le=4, description="Image channels: 1 grey, 3 colour.")
-    classes: int | None = Field(default=None, ge=1, description="Number of classes, or null.")
+    classes: int | None = Field(default=None, ge=1, le=MAX_CLASSES, description="Number of classes, or null.")
     class_names: tuple[str, ...] | None = Field(default=None, description="Their names, if the data has them.")
     flip: bool = Field(default=False, description="Whether training images were mirrored at random.")
 
@@ -109,6 +111,12 @@ class StageConfig(StageRecipe):
             raise UserError(f"{path}: {explain(error)}") from None
 
 
+def empty_network(config: StageConfig) -> UNet:
+    """The stage's U-Net without memory for its weights, to compare with a file before any is taken."""
+    with torch.device("meta"):
+        return build_network(config)
+
+
 def build_network(config: StageConfig) -> UNet:
     """The stage's U-Net with fresh weights on the current default device."""
     conditioning = config.conditioning
@@ -125,30 +133,31 @@ def build_network(config: StageConfig) -> UNet:
     )
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file; ``UserError`` if it is missing or damaged."""
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; a stage without weights cannot be used, train it first") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+def load_weights(path: Path, wanted: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Args:
+        path: the file.
+        wanted: what the network takes, if that is known: then nothing is read of a file that does not fit.
+
+    Raises:
+        UserError: the file is missing, damaged, does not fit, or holds values that are not finite.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file; a stage without weights cannot be used, train it first")
+    return read_tensors(path, wanted)
 
 
 def fill_network(network: UNet, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Load weights of any floating-point type.
+    """Load weights of any floating-point type; an empty network takes the tensors themselves.
 
     Raises:
         UserError: naming the tensors that are missing, unexpected or of another shape.
     """
     own = network.state_dict()
-    missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    shapes = [key for key in sorted(own.keys() & weights.keys()) if own[key].shape != weights[key].shape]
-    for problem, keys in (("missing", missing), ("unexpected", extra), ("of another shape", shapes)):
-        if keys:
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            raise UserError(f"{path}: tensors {problem} for this config.json: {', '.join(keys[:3])}{more}")
-    network.load_state_dict({key: value.float() for key, value in weights.items()})
+    check_fit({key: TensorFacts.of(value) for key, value in weights.items()}, own, path)
+    empty = any(value.is_meta for value in own.values())
+    network.load_state_dict({key: value.float() for key, value in weights.items()}, assign=empty)
 
 
 class Stage:
@@ -177,9 +186,10 @@ class Stage:
     @classmethod
     def load(cls, folder: Path) -> Stage:
         """Open a stage folder. ``UserError`` if a file is missing, damaged, or does not fit the other."""
+        refuse_outside(folder, folder / CONFIG_FILE, folder / WEIGHTS_FILE)
         config = StageConfig.load(folder / CONFIG_FILE)
-        weights = load_weights(folder / WEIGHTS_FILE)
-        network = build_network(config)
+        network = empty_network(config)
+        weights = load_weights(folder / WEIGHTS_FILE, network.state_dict())
         fill_network(network, weights, folder / WEIGHTS_FILE)
         return cls(config, network)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +14,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cascaded_diffusion.data.pixels import Pixels
 from cascaded_diffusion.data.sources import Bad, Facts
+from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.files import sha256_of
+from cascaded_diffusion.reading.plain import open_file, size_of
 
 __all__ = ["decode", "image_suffixes", "look"]
 
+_PIXELS_AT_ONCE = 2**20
 Result = TypeVar("Result")
 
 # Formats that Pillow hands to other programs or only knows by name; EPS would run Ghostscript on a stranger's file.
@@ -46,7 +49,7 @@ def look(path: Path, with_digest: bool) -> Facts | Bad:
     """Size and greyness from the header alone; with ``with_digest`` also the SHA-256 of the file's bytes."""
 
     def facts(image: Image.Image) -> Facts:
-        digest = hashlib.sha256(path.read_bytes()).digest() if with_digest else None
+        digest = bytes.fromhex(sha256_of(path)) if with_digest else None
         return Facts(image.height, image.width, _is_grey(image), digest)
 
     return _with_image(path, facts)
@@ -61,7 +64,8 @@ def decode(path: Path, channels: int) -> Pixels | Bad:
 
     def pixels(image: Image.Image) -> Pixels:
         image.load()
-        return _to_array(ImageOps.exif_transpose(image), channels)
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_array(image, channels)
 
     return _with_image(path, pixels)
 
@@ -71,14 +75,16 @@ def _with_image(path: Path, use: Callable[[Image.Image], Result]) -> Result | Ba
         return Bad(f"{path.suffix} files cannot be read; convert it to PNG or JPEG")
     try:
         # Pillow warns above 89 million pixels (real cameras make such files) and refuses above twice that.
-        with warnings.catch_warnings(), path.open("rb") as file:
+        with warnings.catch_warnings(), open_file(path) as file:
             warnings.simplefilter("ignore")
-            if not file.peek(1):
+            if not size_of(file):
                 return Bad("the file is empty")
             with Image.open(file, formats=_formats()) as image:
                 return use(image)
     except MemoryError:
         raise
+    except UserError as error:
+        return Bad(str(error).removeprefix(f"{path}: "))
     except UnidentifiedImageError:
         return Bad("in no image format that can be read")
     except Exception as error:  # noqa: BLE001 - on damaged bytes decoders raise nearly anything
@@ -99,16 +105,24 @@ def _to_array(image: Image.Image, channels: int) -> Pixels:
     if image.mode == "F":
         raise ValueError("floating-point grey values, whose range is unknown; save it with 8 or 16 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):
-        grey = _from_16_bits(np.asarray(image).astype(np.int64))[..., None]
+        grey = _by_rows(_from_16_bits, np.asarray(image))[..., None]
         return np.repeat(grey, channels, axis=-1)
     if image.has_transparency_data:
-        image = Image.fromarray(_on_white(np.asarray(image.convert("RGBA"))))
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+        image = Image.fromarray(_by_rows(_on_white, np.asarray(rgba)))
     array = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     return array.reshape(*array.shape[:2], channels)
 
 
-def _from_16_bits(values: npt.NDArray[np.int64]) -> Pixels:
+def _by_rows(change: Callable[[npt.NDArray[Any]], Pixels], pixels: npt.NDArray[Any]) -> Pixels:
+    """``change`` of an image, a few rows at a time: its wide intermediate numbers are never there for the whole."""
+    at_once = max(1, _PIXELS_AT_ONCE // max(pixels.shape[1], 1))
+    return np.concatenate([change(pixels[i : i + at_once]) for i in range(0, len(pixels), at_once)])
+
+
+def _from_16_bits(values: npt.NDArray[Any]) -> Pixels:
     """0..65535 to 0..255: 257 is 65535 / 255, so black and white stay black and white."""
+    values = values.astype(np.int64)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         raise ValueError(f"grey values from {low} to {high}; at most 16 bits (0 to 65535) are read")

@@ -19,6 +19,8 @@ import numpy.typing as npt
 from cascaded_diffusion.data.pixels import Pixels, zero_pad
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import atomic_write
+from cascaded_diffusion.reading.archive import refuse_bomb
+from cascaded_diffusion.reading.plain import open_file
 
 __all__ = [
     "ALLOWED_RESOLUTIONS",
@@ -55,7 +57,7 @@ CONTENT_SHA256 = {
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
 SIDE, MARGIN = 28, 2
-MAX_IMAGES = 2_000_000  # 1.6 GB of pixels: more than any data set of this form, less than would hurt
+MAX_IMAGES = 1_000_000  # 0.8 GB of pixels: more than any data set of this form, less than would hurt
 MAX_DOWNLOAD = 64 * 2**20
 TIMEOUT_S = 60.0
 REMEDY = "install the Debian package dataset-fashion-mnist, or give a folder that holds the four IDX files"
@@ -131,13 +133,34 @@ def _idx_path(folder: Path, stem: str) -> Path | None:
 def _unpack(path: Path, packed: IO[bytes] | None = None) -> bytes:
     """Content of one IDX file, checked as it is read; with ``packed`` it is read from there and only named ``path``."""
     try:
-        with packed or path.open("rb") as file:
-            return _read_idx(gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file, path)
+        with packed or open_file(path) as file:
+            if path.suffix != ".gz":
+                return _read_idx(file, path, None)
+            _check_gzip_names(file)
+            held = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            return _read_idx(gzip.GzipFile(fileobj=file), path, held)
+    except UserError:
+        raise
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: unreadable IDX file ({error})") from None
 
 
-def _read_idx(file: IO[bytes] | gzip.GzipFile, path: Path) -> bytes:
+def _check_gzip_names(file: IO[bytes]) -> None:
+    """Refuse a name or comment without end in a gzip header, over which Python goes byte by byte."""
+    head = file.read(2**17)
+    flags, at = (head[3], 10) if len(head) > 12 else (0, 0)
+    if flags & 4:
+        at += 2 + int.from_bytes(head[10:12], "little")
+    for bit in (8, 16):
+        if flags & bit:
+            at = head.find(b"\0", at) + 1
+            if not at:
+                raise EOFError("a name in its gzip header has no end")
+
+
+def _read_idx(file: IO[bytes] | gzip.GzipFile, path: Path, packed: int | None) -> bytes:
+    """The content of an IDX file; ``packed`` are the bytes that it was packed into, if it was."""
     of_images = "images" in path.name
     magic, dimensions = (0x803, 3) if of_images else (0x801, 1)
     header = file.read(4 + 4 * dimensions)
@@ -150,6 +173,10 @@ def _read_idx(file: IO[bytes] | gzip.GzipFile, path: Path) -> bytes:
     if not 1 <= count <= MAX_IMAGES:
         raise UserError(f"{path}: its header claims {count} entries; 1 to {MAX_IMAGES} are read")
     expected = count * (SIDE * SIDE if of_images else 1)
+    if packed is not None:
+        refuse_bomb(str(path), packed, expected)
+        if packed > expected + expected // 256 + 2**18:  # the rest would be gone through too, zero by zero
+            raise UserError(f"{path}: {packed} bytes for the {expected} that its header claims")
     body = bytearray()
     while len(body) <= expected and (block := file.read(min(2**20, expected + 1 - len(body)))):
         body += block  # grows with what is really there, never with what the header claims

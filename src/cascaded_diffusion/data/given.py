@@ -51,11 +51,19 @@ def _from_archive(path: Path, side: int, channels: int) -> GivenImages:
         raise UserError(f"--from-images: {path}: no such file")
     with tempfile.TemporaryDirectory() as scratch:
         source = open_archive(path, Path(scratch))
-        images = np.load(Path(scratch) / "pixels.npy", allow_pickle=False)
-    if images.shape[-1] != channels:
-        raise UserError(f"{path}: {images.shape[-1]} image channels; allowed here: {channels}")
+        reader, count = source.reader, len(source.items)
+        given = 1 if source.facts is not None and source.facts.grey else 3
+        if given != channels:
+            raise UserError(f"{path}: {given} image channels; allowed here: {channels}")
+        # In parts: small as the images become, what they are cut from need not fit into memory.
+        parts = [
+            _fitted(stack, side, path)
+            for start in range(0, count, reader.chunk)
+            for stack in reader.read(range(start, min(start + reader.chunk, count)), channels)
+            if not isinstance(stack, Bad)
+        ]
     labels = None if source.class_names is None else np.array([item.label for item in source.items], np.int64)
-    return GivenImages(_fitted(images, side, path), labels)
+    return GivenImages(np.concatenate(parts), labels)
 
 
 def _fitted(images: Pixels, side: int, path: Path) -> Pixels:

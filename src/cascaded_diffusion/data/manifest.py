@@ -11,9 +11,12 @@ from cascaded_diffusion.config import StrictModel, explain
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import read_json
 
-__all__ = ["FORMAT_VERSION", "Counts", "Manifest", "Request", "images_file", "labels_file"]
+__all__ = ["FORMAT_VERSION", "MAX_RESOLUTION", "Counts", "Manifest", "Request", "images_file", "labels_file"]
 
 FORMAT_VERSION = 1
+MAX_RESOLUTION = 4096
+MOST_IMAGES = 2**28  # 2 GB of labels, which are held in memory
+_MOST_BYTES = 64 * 2**20  # it names every file that was skipped
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -30,8 +33,8 @@ def labels_file(split: str) -> str:
 class Counts(StrictModel):
     """Images in each split."""
 
-    train: int = Field(ge=1, description="Training images.")
-    val: int = Field(ge=0, description="Validation images; with 0 there is no val folder.")
+    train: int = Field(ge=1, le=MOST_IMAGES, description="Training images.")
+    val: int = Field(ge=0, le=MOST_IMAGES, description="Validation images; with 0 there is no val folder.")
 
 
 class Request(StrictModel):
@@ -52,9 +55,13 @@ class Manifest(StrictModel):
     format_version: Literal[1] = Field(description="Version of this folder layout.")
     source: str = Field(description="Name of what the images came from: a data set, or the last part of a path.")
     channels: Literal[1, 3] = Field(description="Channels of every image: 1 grey, 3 red-green-blue.")
-    class_names: list[str] | None = Field(min_length=1, description="Name of class i at place i; null without classes.")
+    class_names: list[str] | None = Field(
+        min_length=1, max_length=1_000_000, description="Name of class i at place i; null without classes."
+    )
     counts: Counts = Field(description="Images in each split.")
-    resolutions: list[Annotated[int, Field(ge=1)]] = Field(min_length=1, description="Sides in pixels, ascending.")
+    resolutions: list[Annotated[int, Field(ge=1, le=MAX_RESOLUTION)]] = Field(
+        min_length=1, max_length=64, description="Sides in pixels, ascending."
+    )
     crop: str = Field(description="How the square was cut from the source image, in words.")
     resize: str = Field(description="How the square was brought to each resolution, in words.")
     split: str = Field(description="How images were divided into train and val, in words.")
@@ -90,7 +97,7 @@ class Manifest(StrictModel):
     def read(cls, folder: Path) -> Manifest:
         """Read ``folder/manifest.json``; a missing, malformed or foreign one is a ``UserError`` naming it."""
         path = folder / "manifest.json"
-        value = read_json(path)
+        value = read_json(path, limit=_MOST_BYTES)
         version = value.get("format_version") if isinstance(value, dict) else None
         if version != FORMAT_VERSION:
             found = f"format_version {version!r}, not {FORMAT_VERSION}"

@@ -14,7 +14,7 @@ import numpy as np
 
 from cascaded_diffusion.data.arrays import RowWriter, save_array
 from cascaded_diffusion.data.convert import Converted, convert_all
-from cascaded_diffusion.data.manifest import Counts, Manifest, Request, images_file, labels_file
+from cascaded_diffusion.data.manifest import MAX_RESOLUTION, Counts, Manifest, Request, images_file, labels_file
 from cascaded_diffusion.data.pixels import RESIZE_RULE
 from cascaded_diffusion.data.sources import PACKAGED, Bad, Facts, Item, Key, Source, open_source
 from cascaded_diffusion.data.splits import by_content_hash, class_balanced
@@ -25,7 +25,6 @@ from cascaded_diffusion.files import sha256_of, write_json
 
 __all__ = ["MAX_RESOLUTION", "Note", "Progress", "prepare"]
 
-MAX_RESOLUTION = 4096
 Result = TypeVar("Result")
 Progress = Callable[[str, int, int], None]  # what is being done, images done, images in all
 Note = Callable[[str], None]  # one line a person should read

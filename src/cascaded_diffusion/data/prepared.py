@@ -13,6 +13,8 @@ from cascaded_diffusion.data.manifest import Counts, Manifest, Request, images_f
 from cascaded_diffusion.data.pixels import Pixels
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import sha256_of
+from cascaded_diffusion.reading.npy import map_npy
+from cascaded_diffusion.reading.plain import refuse_outside
 
 __all__ = ["Counts", "Manifest", "PreparedData", "Request", "Split"]
 
@@ -36,7 +38,9 @@ class PreparedData:
             raise UserError(f"{path}: no such folder; make prepared data with cdm prepare")
         if not (path / "manifest.json").is_file():
             raise UserError(f"{path}: not prepared data (no manifest.json); make some with cdm prepare")
+        refuse_outside(path, path / "manifest.json")
         data = cls(path, Manifest.read(path))
+        refuse_outside(path, *(path / name for name in data.manifest.files))
         for name in data.splits:
             split = data.split(name)
             split.labels  # noqa: B018 - reading checks them
@@ -122,13 +126,4 @@ def _mapped(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np.m
     """Map a ``.npy`` file and check what is in it."""
     if not path.is_file():
         raise UserError(f"{path}: missing from the prepared data")
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: not a whole .npy file ({error})") from None
-    if not isinstance(array, np.memmap):
-        raise UserError(f"{path}: an archive, not a .npy file")
-    if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
-        wanted = f"{np.dtype(dtype)} {shape} in C order"
-        raise UserError(f"{path}: {array.dtype} {array.shape}; the manifest asks for {wanted}")
-    return array
+    return map_npy(path, dtype, shape)

@@ -12,13 +12,14 @@ from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, ValidationError, model_validator
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cascaded_diffusion.config import StrictModel, explain
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import new_folder, open_as_usual, read_json, sha256_of, write_json
+from cascaded_diffusion.reading.plain import refuse_outside
+from cascaded_diffusion.reading.tensors import read_tensors
 
 __all__ = [
     "Classifier",
@@ -45,7 +46,7 @@ class ClassifierConfig(StrictModel):
     architecture: Literal["small", "resnet50"] = Field(description="The network.")
     resolution: int = Field(ge=4, le=4096, description="Side of its square input in pixels.")
     channels: int = Field(ge=1, le=4, description="Input channels: 1 grey, 3 colour.")
-    classes: int = Field(ge=2, description="Number of classes.")
+    classes: int = Field(ge=2, le=1_000_000, description="Number of classes.")
     class_names: tuple[str, ...] | None = Field(default=None, description="Their names, if the data has them.")
     mean: float = Field(default=0.5, description="Subtracted from pixels scaled to [0, 1].")
     std: float = Field(default=0.25, gt=0, description="They are then divided by this.")
@@ -180,6 +181,7 @@ def save_classifier(classifier: Classifier, folder: Path, *, half: bool = False)
 
 def load_classifier(folder: Path) -> Classifier:
     """Open a classifier in eval mode; ``UserError`` names the file that is missing, damaged or does not fit."""
+    refuse_outside(folder, folder / _CONFIG, folder / _WEIGHTS)
     for name in (_CONFIG, _WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(f"{folder}: not a classifier (no {name}); make one with cdm train-classifier")
@@ -190,13 +192,12 @@ def load_classifier(folder: Path) -> Classifier:
     path = folder / _WEIGHTS
     if path.stat().st_size > _LARGEST_FILE:
         raise UserError(f"{path}: {path.stat().st_size} bytes; at most {_LARGEST_FILE} are read")
-    classifier = Classifier(config)
-    try:
-        own = classifier.state_dict()
-        weights = {key: value.to(own[key].dtype) if key in own else value for key, value in load_file(path).items()}
-        classifier.load_state_dict(weights)
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        raise UserError(f"{path}: does not hold this config.json's network ({str(error).splitlines()[0]})") from None
+    with torch.device("meta"):  # no memory is taken before the file is known to hold what fills it
+        classifier = Classifier(config)
+    own = classifier.state_dict()
+    weights = {key: value.to(own[key].dtype) for key, value in read_tensors(path, own).items()}
+    classifier.load_state_dict(weights, assign=True)
+    classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return classifier.eval().requires_grad_(False)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +19,22 @@ from cascaded_diffusion.evaluation.features import Extractor, extract
 from cascaded_diffusion.evaluation.statistics import FeatureStatistics
 from cascaded_diffusion.files import atomic_write
 from cascaded_diffusion.ranks import current_ranks, gather_rows, on_main
+from cascaded_diffusion.reading.archive import read_npz
 
 __all__ = ["Reference", "cache_folder", "reference", "reference_hash"]
 
 FORMAT_VERSION = 1
 # Statistics are gathered block by block: a million feature vectors need not be in memory for a mean and a covariance.
 _BLOCK = 8192
+_LARGEST = 2**36  # a cached file is the machine's own; what it holds was in memory once
+_ARRAYS: dict[str, type[np.generic]] = {
+    "key": np.str_,
+    "count": np.int64,
+    "total": np.float64,
+    "outer": np.float64,
+    "features": np.float32,
+    "predicted": np.int64,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,25 +190,25 @@ def _write(path: Path, key: str, known: _Known) -> str:
 def _read(path: Path, key: str, split: Split, need_features: bool) -> _Known | None:
     """What the cache has under this key, or ``None`` if that is nothing, too little, damaged, or something else's."""
     try:
-        # Opened here, for numpy leaves a file open that turns out to be no archive.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            if str(file["key"]) != key or int(file["count"]) != len(split):
-                return None
-            statistics = FeatureStatistics(
-                int(file["count"]), torch.from_numpy(file["total"]), torch.from_numpy(file["outer"])
-            )
-            names = set(file.files)
-            predicted = _rows(file["predicted"], np.int64, (len(split),)) if "predicted" in names else None
-            if not need_features:
-                return statistics, None, predicted
-            if "features" not in names:
-                return None
-            return statistics, _rows(file["features"], np.float32, (len(split), statistics.dimensions)), predicted
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError):
+        held = read_npz(path, _ARRAYS, limit=_LARGEST)
+        if str(_shaped(held["key"], ())) != key or int(_shaped(held["count"], ())) != len(split):
+            return None
+        dimensions = len(held["total"])
+        statistics = FeatureStatistics(
+            len(split),
+            torch.from_numpy(_shaped(held["total"], (dimensions,))),
+            torch.from_numpy(_shaped(held["outer"], (dimensions, dimensions))),
+        )
+        predicted = torch.from_numpy(_shaped(held["predicted"], (len(split),))) if "predicted" in held else None
+        if not need_features:
+            return statistics, None, predicted
+        features = torch.from_numpy(_shaped(held["features"], (len(split), dimensions)))
+    except (ValueError, KeyError, TypeError):  # a UserError is a ValueError
         return None
+    return statistics, features, predicted
 
 
-def _rows(array: np.ndarray, dtype: type[np.generic], shape: tuple[int, ...]) -> Tensor:
-    if array.dtype != dtype or array.shape != shape:
+def _shaped(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    if array.shape != shape:
         raise ValueError(f"{array.dtype} {array.shape}")
-    return torch.from_numpy(array)
+    return array

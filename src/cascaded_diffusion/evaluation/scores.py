@@ -118,7 +118,7 @@ class Score:
             return cls(number, provenance, None if error is None else float(error), str(note), extra)
         except ValidationError as error:
             raise UserError(f"not a score: {explain(error)}") from None
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"not a score: {type(error).__name__} {error}") from None
 
 

@@ -30,26 +30,36 @@ from cascaded_diffusion.networks.embeddings import ClassEmbedding, ScalarEmbeddi
 
 __all__ = ["NetworkConfig", "UNet"]
 
-_Count = Annotated[int, Field(ge=1)]
-_Multiplier = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0)]
+# The upper limits are far above any network that was ever trained, and keep a file from asking for one without end.
+_MOST_LEVELS = 12
+_Count = Annotated[int, Field(ge=1, le=4096)]
+_Blocks = Annotated[int, Field(ge=1, le=64)]
+_Multiplier = Annotated[int, Field(gt=0, le=64)] | Annotated[float, Field(gt=0, le=64)]
 
 
 class NetworkConfig(StrictModel):
     """The shape of one stage's U-Net. Resolutions are pixels of the first level's grid, the image's over ``patch``."""
 
-    channels: int = Field(64, ge=1, description="base width; the embeddings are four times as wide")
+    channels: int = Field(64, ge=1, le=8192, description="base width; the embeddings are four times as wide")
     multipliers: tuple[_Multiplier, ...] = Field(
-        min_length=1, description="width of each level in units of channels; every level halves the resolution"
+        min_length=1,
+        max_length=_MOST_LEVELS,
+        description="width of each level in units of channels; every level halves the resolution",
     )
-    blocks: _Count | tuple[_Count, ...] = Field(
+    blocks: _Blocks | tuple[_Blocks, ...] = Field(
         2, description="residual blocks of a level, one number or one per level (the decoder has one more)"
     )
-    attention: tuple[_Count, ...] = Field((), description="resolutions in pixels at which self-attention acts")
+    attention: tuple[_Count, ...] = Field(
+        (), max_length=_MOST_LEVELS, description="resolutions in pixels at which self-attention acts"
+    )
     middle_attention: bool = Field(True, description="self-attention at the lowest resolution, between two blocks")
-    heads: int = Field(4, ge=1, description="attention heads")
-    decoder_heads: int | None = Field(None, ge=1, description="attention heads in the decoder, if not as many")
+    heads: int = Field(4, ge=1, le=8192, description="attention heads")
+    decoder_heads: int | None = Field(None, ge=1, le=8192, description="attention heads in the decoder, if not as many")
     head_channels: int | None = Field(
-        None, ge=1, description="channels of a head; replaces heads and decoder_heads: heads = width / head_channels"
+        None,
+        ge=1,
+        le=8192,
+        description="channels of a head; replaces heads and decoder_heads: heads = width / head_channels",
     )
     attention_order: AttentionOrder = Field(
         "qkv-first",
@@ -60,7 +70,9 @@ class NetworkConfig(StrictModel):
     resample: Literal["conv", "block", "plain"] = Field(
         "conv", description="strided / nearest + conv; BigGAN's residual block; or mean / nearest without weights"
     )
-    patch: int = Field(1, ge=1, description="space-to-depth factor at the input, pixel-shuffle factor at the output")
+    patch: int = Field(
+        1, ge=1, le=64, description="space-to-depth factor at the input, pixel-shuffle factor at the output"
+    )
 
     @property
     def widths(self) -> tuple[int, ...]:

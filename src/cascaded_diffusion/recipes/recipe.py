@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from cascaded_diffusion.cascade.stage import StageConfig, StageRecipe
 from cascaded_diffusion.config import StrictModel, explain
 from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.reading.plain import read_bytes
+from cascaded_diffusion.reading.yaml_text import MOST_BYTES, parse_yaml
 from cascaded_diffusion.recipes.packaged import packaged_names, read_packaged
 
 __all__ = ["Recipe", "load_recipe", "parse_overrides", "recipe_text", "stage_config"]
@@ -62,11 +63,9 @@ def recipe_text(name: str) -> str:
         raise UserError(
             f"recipe: {name!r} is neither a file nor a packaged recipe ({', '.join(packaged_names())}){hint}"
         )
-    if path.stat().st_size > 2**20:
-        raise UserError(f"recipe: {name} is larger than the 1 MiB a recipe may have")
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_bytes(path, MOST_BYTES).decode()
+    except UnicodeDecodeError as error:
         raise UserError(f"recipe: {name} cannot be read ({error})") from None
 
 
@@ -77,10 +76,7 @@ def parse_overrides(settings: Sequence[str]) -> list[tuple[list[str], Any]]:
         path, equals, value = setting.partition("=")
         if not equals or not path.strip() or not all(path.split(".")):
             raise UserError(f"--set: {setting!r} is not of the form key.path=value")
-        try:
-            parsed.append((path.strip().split("."), yaml.safe_load(value)))
-        except (yaml.YAMLError, ValueError):  # ValueError: a date that no calendar has
-            raise UserError(f"--set: the value of {setting!r} is not valid YAML") from None
+        parsed.append((path.strip().split("."), parse_yaml(value, f"--set: the value of {setting[:200]!r}")))
     return parsed
 
 
@@ -145,13 +141,7 @@ def load_recipe(name: str, *, overrides: Sequence[str] = (), stage: str | None =
     Raises:
         UserError: naming the key's path, the value and what is allowed.
     """
-    try:
-        raw = _unshared(yaml.safe_load(recipe_text(name)))
-    except UserError:
-        raise
-    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date that no calendar has
-        line = " ".join(str(error).split())
-        raise UserError(f"recipe: {name} is not valid YAML ({line})") from None
+    raw = _unshared(parse_yaml(recipe_text(name), f"recipe: {name}"))
     if not isinstance(raw, dict):
         raise UserError(f"recipe: {name} holds {type(raw).__name__}, not a mapping with name and stages")
     _apply(raw, parse_overrides(overrides), stage)

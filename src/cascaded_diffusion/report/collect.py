@@ -19,7 +19,7 @@ DEPTH = 3
 """How many folders deep a folder is searched."""
 SEARCH_FILE = "search.json"
 _KNOWN_FILES = frozenset({CONFIG_FILE, MANIFEST_FILE, SEARCH_FILE, "manifest.json"})
-_JSON_LIMIT = 64 * 2**20
+_JSON_LIMIT = 16 * 2**20
 
 
 @dataclass

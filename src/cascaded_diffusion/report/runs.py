@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import math
+import re
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from cascaded_diffusion.cascade.stage import CONFIG_FILE, StageConfig
 from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.reading.json_text import read_json_lines
+from cascaded_diffusion.reading.pictures import check_png
+from cascaded_diffusion.reading.plain import read_bytes, refuse_outside
 from cascaded_diffusion.report.charts import Line, chart_figure, line_chart, shades
 from cascaded_diffusion.report.markup import Html, facts, folded, joined, paragraph, png_tag, tag
 from cascaded_diffusion.report.page import Part, missing, subtitle
@@ -24,6 +24,11 @@ __all__ = ["RunRecord", "compare_runs", "read_run", "run_part"]
 
 _PREVIEWS = 6
 """Previews on the page; of more, these are evenly spaced over the run."""
+_PREVIEW_NAME = re.compile(r"[0-9]{1,18}\.png")
+_LARGEST_PREVIEW = 32 * 2**20
+_MOST_LINES, _MOST_PARTS = 1_000_000, 100
+_LARGEST = 1e30
+"""Of numbers in charts; any that is larger is no loss, and axes end before float64 does."""
 Row = dict[str, Any]
 
 
@@ -48,6 +53,7 @@ class RunRecord:
 
 def read_run(name: str, folder: Path) -> RunRecord:
     """Read and check what the page shows of a run; a ``UserError`` names the file that is damaged."""
+    refuse_outside(folder, folder / CONFIG_FILE, folder / METRICS_FILE, folder / "previews")
     checkpoints = [int(path.name) for path in checkpoint_folders(folder)]
     config = StageConfig.load(folder / CONFIG_FILE)
     return RunRecord(name, config, _metrics(folder / METRICS_FILE), _previews(folder / "previews"), checkpoints)
@@ -57,35 +63,40 @@ def _metrics(path: Path) -> list[Row]:
     if not path.exists():
         return []
     rows = []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):
-            break  # a run that goes on is writing it
-        try:
-            row = json.loads(line)
-            # What the charts read; anything else in a line is not the page's business.
-            numbers = [row["images"], row["loss"], *(value for value in row["loss_by_time"] if value is not None)]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            numbers = [math.nan]
-        if not all(isinstance(value, int | float) and math.isfinite(value) for value in numbers):
+    for number, row in read_json_lines(path):
+        if not _is_log_line(row):
             raise UserError(f"{path}: line {number} is not one of a run's log (images, loss, loss_by_time)")
         rows.append(row)
+        if number > _MOST_LINES:
+            raise UserError(f"{path}: more than {_MOST_LINES} lines; log less often (training.log_every)")
     return rows
 
 
+def _is_log_line(row: Any) -> bool:
+    """Whether a line has what the charts read; anything else in it is not the page's business."""
+    if not isinstance(row, dict) or type(row.get("images")) is not int or not 0 <= row["images"] < 2**53:
+        return False
+    parts = row.get("loss_by_time")
+    if not isinstance(parts, list) or len(parts) > _MOST_PARTS:
+        return False
+    return _is_drawable(row.get("loss")) and all(value is None or _is_drawable(value) for value in parts)
+
+
+def _is_drawable(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
+
+
 def _previews(folder: Path) -> list[tuple[int, bytes]]:
-    paths = sorted(path for path in folder.glob("*.png") if path.stem.isascii() and path.stem.isdigit())
+    paths = sorted(path for path in folder.glob("*.png") if _PREVIEW_NAME.fullmatch(path.name))
     steps = min(_PREVIEWS, len(paths))
     chosen = sorted({round(i * (len(paths) - 1) / max(steps - 1, 1)) for i in range(steps)})
     if len(chosen) == 1:
         chosen = [len(paths) - 1]
     found = []
     for path in (paths[i] for i in chosen):
-        try:
-            with Image.open(path, formats=["PNG"]) as picture:
-                picture.verify()
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"{path}: not a readable PNG picture ({error})") from None
-        found.append((int(path.stem), path.read_bytes()))
+        content = read_bytes(path, _LARGEST_PREVIEW)
+        check_png(content, path)
+        found.append((int(path.stem), content))
     return found
 
 
@@ -133,7 +144,7 @@ def _progress(run: RunRecord) -> dict[str, object]:
 
 
 def _numbers(run: RunRecord, key: str) -> list[float]:
-    return [float(value) for row in run.metrics if isinstance(value := row.get(key), int | float)]
+    return [float(value) for row in run.metrics if _is_drawable(value := row.get(key))]
 
 
 def _losses(run: RunRecord) -> Html:
@@ -183,7 +194,7 @@ def _loss_by_time(run: RunRecord, images: list[float], buckets: int) -> Html:
 
 
 def _extra(run: RunRecord, key: str, label: str) -> Html | None:
-    values = [value if isinstance(value := row.get(key), int | float) else None for row in run.metrics]
+    values = [value if _is_drawable(value := row.get(key)) else None for row in run.metrics]
     if all(value is None for value in values):
         return None
     chart = line_chart(

@@ -7,8 +7,9 @@ last, is on disk. ``checkpoints/`` therefore holds only complete folders.
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from torch import Tensor
 from cascaded_diffusion.cascade.stage import load_weights
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import open_as_usual, read_json, sha256_of, sync_folder, write_json
+from cascaded_diffusion.reading.plain import refuse_outside
+from cascaded_diffusion.reading.torch_file import TORCH_DAMAGE, check_torch_file
 
 __all__ = [
     "averaged_weights",
@@ -35,6 +38,9 @@ WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.pt"
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+_NAME = re.compile("[0-9]{1,18}")
+_MOMENTS, _TENSOR_OVERHEAD, _FILE_OVERHEAD = 2, 2048, 2**20
+"""What Adam keeps of each parameter in float32, and the most bytes that names add for each tensor and for the file."""
 
 
 def ema_file(half_life: int) -> str:
@@ -47,7 +53,7 @@ def checkpoint_folders(run: Path) -> list[Path]:
     folder = run / "checkpoints"
     if not folder.is_dir():
         return []
-    found = (path for path in folder.iterdir() if path.name.isascii() and path.name.isdigit() and path.is_dir())
+    found = (path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
     return sorted(found, key=lambda path: int(path.name))
 
 
@@ -121,9 +127,10 @@ def prune(run: Path, keep: int | None) -> None:
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
     """Check a checkpoint's files against its manifest and return the manifest; ``UserError`` names what is damaged."""
+    refuse_outside(folder.parent.parent, folder / MANIFEST)
     manifest = read_json(folder / MANIFEST)
     files = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(files, dict) or not isinstance(manifest.get("images"), int):
+    if not isinstance(files, dict) or type(manifest.get("images")) is not int:
         raise UserError(f"{folder / MANIFEST}: not a checkpoint's manifest")
     if manifest.get("format_version") != FORMAT_VERSION:
         found = manifest.get("format_version")
@@ -135,14 +142,37 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
         path = folder / name
         if Path(name).name != name or not path.is_file():
             raise UserError(f"{path}: missing from the checkpoint")
+        refuse_outside(folder.parent.parent, path)
         if sha256_of(path) != expected:
             raise UserError(f"{path}: damaged (its SHA-256 is not the manifest's)")
     return dict(manifest)
 
 
-def load_optimizer(folder: Path) -> dict[str, Any]:
-    """The optimizer's state of a checkpoint whose hashes have been checked."""
-    state: dict[str, Any] = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
+def load_optimizer(folder: Path, parameters: Sequence[Tensor]) -> dict[str, Any]:
+    """The optimizer's state of a checkpoint whose hashes have been checked.
+
+    Args:
+        folder: the checkpoint.
+        parameters: what is optimized, in order.
+
+    Raises:
+        UserError: the file is larger than Adam's two moments of these parameters can make it, damaged, or not theirs.
+    """
+    path = folder / OPTIMIZER
+    moments = sum(_MOMENTS * 4 * parameter.numel() + _TENSOR_OVERHEAD for parameter in parameters)
+    check_torch_file(path, moments + _FILE_OVERHEAD)
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except TORCH_DAMAGE as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: not an optimizer's state ({line})") from None
+    if not isinstance(state, dict) or not isinstance(state.get("state"), dict) or "param_groups" not in state:
+        raise UserError(f"{path}: not an optimizer's state (no state and param_groups in it)")
+    for position, moments_of in state["state"].items():
+        known = isinstance(position, int) and 0 <= position < len(parameters) and isinstance(moments_of, dict)
+        shapes = [(), tuple(parameters[position].shape)] if known else []
+        if not known or not all(isinstance(m, Tensor) and tuple(m.shape) in shapes for m in moments_of.values()):
+            raise UserError(f"{path}: its moments are not those of this network's parameters")
     return state
 
 
@@ -164,7 +194,9 @@ def find_checkpoint(run: Path, images: int | None = None) -> Path:
 def averaged_weights(folder: Path, ema: str | None) -> tuple[dict[str, Tensor], str]:
     """The weights to sample with: an average by half-life, the default one, or ``raw``; and which it was."""
     manifest = read_checkpoint(folder)
-    half_lives = [int(h) for h in manifest.get("ema_half_lives", [])]
+    half_lives = manifest.get("ema_half_lives", [])
+    if not isinstance(half_lives, list) or not all(type(half_life) is int for half_life in half_lives):
+        raise UserError(f"{folder / MANIFEST}: ema_half_lives is {half_lives!r}, not a list of whole numbers")
     choice = str(half_lives[0]) if ema is None and half_lives else ema or "raw"
     if choice == "raw":
         return load_weights(folder / WEIGHTS), "raw"

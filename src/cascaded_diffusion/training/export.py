@@ -7,8 +7,9 @@ from typing import Any
 
 from cascaded_diffusion.cascade.manifest import MANIFEST_FILE, CascadeManifest, verify_stage
 from cascaded_diffusion.cascade.sampling import SamplingConfig
-from cascaded_diffusion.cascade.stage import CONFIG_FILE, WEIGHTS_FILE, Stage, StageConfig, build_network, fill_network
+from cascaded_diffusion.cascade.stage import CONFIG_FILE, WEIGHTS_FILE, Stage, StageConfig, empty_network, fill_network
 from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.reading.plain import refuse_outside
 from cascaded_diffusion.training.checkpoint import averaged_weights, find_checkpoint
 
 __all__ = ["is_run", "load_part", "stage_from_run"]
@@ -22,13 +23,14 @@ def stage_from_run(run: Path, *, images: int | None = None, ema: str | None = No
         images: which checkpoint.
         ema: half-life of the average in images, or ``raw``; default the first of training.ema_half_lives.
     """
+    refuse_outside(run, run / CONFIG_FILE)
     config = StageConfig.load(run / CONFIG_FILE)
     folder = find_checkpoint(run, images)
     if int(folder.name) == 0:
         raise UserError(f"{folder}: a checkpoint from before the first step; train the stage first")
     weights, choice = averaged_weights(folder, ema)
-    network = build_network(config)
-    fill_network(network, {**network.state_dict(), **weights} if choice != "raw" else weights, folder)
+    network = empty_network(config)
+    fill_network(network, weights, folder)
     return Stage(config, network), {"images": int(folder.name), "ema": choice}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import signal
 import time
@@ -24,10 +23,11 @@ from cascaded_diffusion.diffusion.schedule import Schedule
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.precision import autocast
 from cascaded_diffusion.randomness import derive_seed
+from cascaded_diffusion.reading.json_text import read_json_lines
 from cascaded_diffusion.training.batches import Batch, BatchSource
 from cascaded_diffusion.training.checkpoint import prune
 from cascaded_diffusion.training.preview import write_preview
-from cascaded_diffusion.training.run import MetricsLog, open_run, refuse_foreign, run_lock
+from cascaded_diffusion.training.run import METRICS_FILE, MetricsLog, open_run, refuse_foreign, run_lock
 from cascaded_diffusion.training.state import TrainingState, learning_rate
 
 __all__ = ["Progress", "TrainingResult", "read_metrics", "train"]
@@ -281,5 +281,5 @@ def _run(
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """All lines of a run's ``metrics.jsonl``."""
-    path = run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    path = run / METRICS_FILE
+    return [row for _, row in read_json_lines(path)] if path.exists() else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -13,6 +14,8 @@ from typing import Any
 from cascaded_diffusion.cascade.stage import CONFIG_FILE, WEIGHTS_FILE, StageConfig
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import atomic_write, read_json, write_json
+from cascaded_diffusion.reading.json_text import LONGEST_LINE, parse_json
+from cascaded_diffusion.reading.plain import read_lines, refuse_outside
 from cascaded_diffusion.training.checkpoint import checkpoint_folders
 
 __all__ = ["MetricsLog", "differences", "open_run", "refuse_foreign", "run_lock"]
@@ -25,7 +28,15 @@ LOCK_FILE = ".lock"
 def run_lock(run: Path) -> Iterator[None]:
     """Hold a run folder for this process; the operating system lets go of it if the process dies."""
     run.mkdir(parents=True, exist_ok=True)
-    with (run / LOCK_FILE).open("w") as file:
+    # Not through a link: what it leads to would be emptied. Not waiting: it may be a pipe.
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(run / LOCK_FILE, flags, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise UserError(f"{run / LOCK_FILE}: a link or folder, not the file that cdm train makes") from None
+        raise
+    with os.fdopen(descriptor, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -79,6 +90,7 @@ def open_run(run: Path, config: StageConfig, *, allow_changes: bool) -> Path | N
     if not path.exists():
         write_json(path, wanted)
         return None
+    refuse_outside(run, path, run / METRICS_FILE)
     recorded = read_json(path)
     if not isinstance(recorded, dict):
         raise UserError(f"{path}: holds {type(recorded).__name__}, not a stage's settings")
@@ -103,9 +115,8 @@ class MetricsLog:
     def __init__(self, run: Path, images: int) -> None:
         self._path = run / METRICS_FILE
         if self._path.exists():
-            kept = [line for line in self._path.read_bytes().splitlines(keepends=True) if _is_before(line, images)]
             with atomic_write(self._path) as file:
-                file.writelines(kept)
+                file.writelines(line for line in read_lines(self._path, LONGEST_LINE) if _is_before(line, images))
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append one line."""
@@ -117,6 +128,6 @@ class MetricsLog:
 
 def _is_before(line: bytes, images: int) -> bool:
     try:
-        return line.endswith(b"\n") and int(json.loads(line)["images"]) <= images
+        return line.endswith(b"\n") and int(parse_json(line, METRICS_FILE)["images"]) <= images
     except (ValueError, KeyError, TypeError):
         return False

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from cascaded_diffusion.cascade.stage import StageConfig, build_network
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.networks.unet import UNet
 from cascaded_diffusion.randomness import derive_seed
+from cascaded_diffusion.reading.tensors import read_tensors
 from cascaded_diffusion.training.checkpoint import (
     WEIGHTS,
     ema_file,
@@ -98,14 +97,17 @@ class TrainingState:
         """Take up a checkpoint; ``UserError`` if it is damaged or belongs to another network."""
         manifest = read_checkpoint(folder)
         try:
-            self.network.load_state_dict(load_file(folder / WEIGHTS))
+            self.network.load_state_dict(read_tensors(folder / WEIGHTS, self.network.state_dict()))
             for half_life in self.averages.half_lives:
                 if (folder / ema_file(half_life)).exists():
-                    self.averages.load(half_life, load_file(folder / ema_file(half_life)))
+                    weights = read_tensors(folder / ema_file(half_life), self.averages.weights[half_life])
+                    self.averages.load(half_life, weights)
                 else:  # a half-life added by --allow-changes starts from the weights
                     self.averages.load(half_life, dict(self.network.named_parameters()))
             self._load_optimizer(folder)
-        except (RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        except UserError:
+            raise
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
             line = " ".join(str(error).split())[:300]
             raise UserError(f"{folder}: does not fit this stage's network or optimizer ({line})") from None
         self.images = int(manifest["images"])
@@ -115,6 +117,6 @@ class TrainingState:
         settings = [
             {key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups
         ]
-        self.optimizer.load_state_dict(load_optimizer(folder))
+        self.optimizer.load_state_dict(load_optimizer(folder, list(self.network.parameters())))
         for group, own in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(own)

@@ -12,6 +12,7 @@ from torch import Tensor
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.evaluation.extractors.base import NetworkExtractor, NetworkInput
 from cascaded_diffusion.files import sha256_of
+from cascaded_diffusion.reading.torch_file import load_foreign_weights
 
 __all__ = ["EfficientNetExtractor"]
 
@@ -66,5 +67,5 @@ def _load(build: Any, path: Path) -> Any:
             f"{path}: SHA-256 {found} is not that of EfficientNet-Lite0's weights, {_WEIGHTS_SHA256}; {_REMEDY}"
         )
     network = build.from_name("efficientnet-lite0")
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    network.load_state_dict(load_foreign_weights(path, _LARGEST_FILE))
     return network.eval().requires_grad_(False)

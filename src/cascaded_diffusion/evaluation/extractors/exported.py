@@ -18,6 +18,7 @@ from cascaded_diffusion.evaluation.extractors.base import (
     plain_arithmetic,
 )
 from cascaded_diffusion.files import sha256_of
+from cascaded_diffusion.reading.archive import check_member, open_zip
 
 __all__ = ["ExportedExtractor"]
 
@@ -84,11 +85,15 @@ def _load(path: Path) -> torch.export.ExportedProgram:
     if path.stat().st_size > _LARGEST_FILE:
         raise UserError(f"{path}: {path.stat().st_size} bytes; at most {_LARGEST_FILE} are read")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path, "file of torch.export.save") as archive:
+            for member in archive.infolist():
+                check_member(path, archive, member)
             sound = archive.testzip() is None and any(n.endswith("/models/model.json") for n in archive.namelist())
         if not sound:
             raise RuntimeError("damaged, or made by something else")
         return torch.export.load(path)
+    except UserError:
+        raise
     except _FAILURES as error:
         raise UserError(f"{path}: not a file of torch.export.save ({first_line(error)})") from None
 

@@ -7,9 +7,7 @@ resize rule and not by the original's bilinear one, which aliases (Parmar, Zhang
 
 from __future__ import annotations
 
-import hashlib
 import io
-import pickle
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,8 @@ from torch import Tensor
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.evaluation.extractors.base import NetworkExtractor, NetworkInput, first_line
 from cascaded_diffusion.evaluation.resizing import RESIZE_RULE
+from cascaded_diffusion.files import sha256_of
+from cascaded_diffusion.reading.torch_file import load_foreign_weights
 
 __all__ = ["WEIGHTS_SHA256", "InceptionExtractor", "open_inception"]
 
@@ -58,14 +58,16 @@ class InceptionExtractor(NetworkExtractor):
         Raises:
             UserError: see :func:`open_inception`.
         """
-        content = _read(path)
-        digest = hashlib.sha256(content).hexdigest()
+        if not path.is_file():
+            remedy = "docs/evaluation.md tells where Inception's weights are from"
+            raise UserError(f"features: {path}: no such file; {remedy}")
+        digest = sha256_of(path)
         if digest != WEIGHTS_SHA256 and not unchecked:
             raise UserError(
                 f"{path}: SHA-256 {digest} is not that of the published Inception weights ({WEIGHTS_SHA256[:8]}...), "
                 f"so its scores would not be FID; {_UNCHECKED} behind the path takes it, as inception-unchecked"
             )
-        self.network = _build(path, content).to(device)
+        self.network = _build(path).to(device)
         super().__init__(
             "inception-unchecked" if unchecked else "inception",
             weights_hash=digest,
@@ -82,20 +84,9 @@ class InceptionExtractor(NetworkExtractor):
         return features, logits
 
 
-def _read(path: Path) -> bytes:
-    if not path.is_file():
-        raise UserError(f"features: {path}: no such file; docs/evaluation.md tells where Inception's weights are from")
-    if path.stat().st_size > _LARGEST_FILE:
-        raise UserError(f"{path}: {path.stat().st_size} bytes; at most {_LARGEST_FILE} are read")
-    return path.read_bytes()
-
-
-def _build(path: Path, content: bytes) -> Any:
+def _build(path: Path) -> Any:
     """torch-fidelity's network with these weights, in eval mode."""
-    try:
-        weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: not a file of weights ({first_line(error)})") from None
+    weights = load_foreign_weights(path, _LARGEST_FILE)
     try:
         make = import_module("torch_fidelity").FeatureExtractorInceptionV3
     except (ImportError, RuntimeError) as error:  # torchvision built for another torch fails with a RuntimeError

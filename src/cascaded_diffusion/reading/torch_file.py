@@ -1,0 +1,108 @@
+"""Files of ``torch.save``: looked through before torch opens them, and then only as data."""
+
+from __future__ import annotations
+
+import pickle
+import pickletools
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.reading.archive import check_member, open_zip
+from cascaded_diffusion.reading.plain import open_file, size_of
+
+__all__ = ["TORCH_DAMAGE", "check_torch_file", "load_foreign_weights"]
+
+TORCH_DAMAGE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    AssertionError,
+    OverflowError,
+)
+"""What ``torch.load`` raises for damaged files."""
+
+_LARGEST_RECORD = 32 * 2**20
+_STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+_TENSOR_NAMES = frozenset(
+    {
+        "collections OrderedDict",
+        "torch._utils _rebuild_tensor_v2",
+        "torch._utils _rebuild_parameter",
+        *(f"torch {kind}Storage" for kind in _STORAGES),
+    }
+)
+
+
+def check_torch_file(path: Path, largest: int) -> None:
+    """Look through a file of ``torch.save`` without loading it.
+
+    ``weights_only`` keeps torch from running code, but not from taking memory: of a member that is packed, or for an
+    object that a few bytes ask for. So members must be stored as they are, and the one that says what the file holds
+    may name nothing but tensors and their storages.
+
+    Raises:
+        UserError: the file is missing, larger than ``largest`` bytes, damaged, or holds anything but tensors.
+    """
+    with open_file(path) as file:
+        size = size_of(file)
+        if size > largest:
+            raise UserError(f"{path}: {size} bytes; at most {largest} are read")
+    with open_zip(path, "file of torch.save") as archive:
+        members = archive.infolist()
+        names = [member.filename for member in members]
+        records = [member for member in members if member.filename.endswith("/data.pkl")]
+        if len(records) != 1 or len(set(names)) != len(names):
+            raise UserError(f"{path}: not a whole file of torch.save (not one record data.pkl, or a name twice)")
+        for member in members:
+            check_member(path, archive, member)
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise UserError(f"{path}: {member.filename} is packed; torch.save packs nothing")
+        if sum(member.file_size for member in members) > size:
+            raise UserError(f"{path}: not a whole file of torch.save (its records overlap)")
+        if records[0].file_size > _LARGEST_RECORD:
+            raise UserError(f"{path}: its record has {records[0].file_size} bytes; at most {_LARGEST_RECORD} are read")
+        _check_names(path, archive.read(records[0]))
+
+
+def _check_names(path: Path, record: bytes) -> None:
+    """Refuse a record that names anything but tensors. It is taken apart, not executed."""
+    try:
+        for operation, argument, _ in pickletools.genops(record):
+            wrong = operation.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4", "NEWOBJ_EX")
+            if wrong or (operation.name == "GLOBAL" and argument not in _TENSOR_NAMES):
+                raise UserError(f"{path}: holds {str(argument or operation.name)[:100]!r} and not tensors alone")
+    except UserError:
+        raise
+    except (ValueError, IndexError, OverflowError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a whole file of torch.save (its record: {error})") from None
+
+
+def load_foreign_weights(path: Path, largest: int) -> Any:
+    """The content of a weights file that another project made with ``torch.save``, on the CPU.
+
+    Files in the form that torch used before 1.6 cannot be looked through first; of them the size alone is checked.
+
+    Raises:
+        UserError: see :func:`check_torch_file`, or it is no such file.
+    """
+    with open_file(path) as file:
+        zipped = file.read(4) == b"PK\x03\x04"
+        size = size_of(file)
+    if size > largest:
+        raise UserError(f"{path}: {size} bytes; at most {largest} are read")
+    if zipped:
+        check_torch_file(path, largest)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except TORCH_DAMAGE as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: not a file of weights ({line})") from None
