@@ -60,7 +60,7 @@ def test_a_damaged_log_is_named_with_its_line(run: Path, line: str) -> None:
     count = len(path.read_text().splitlines())
     with path.open("a") as file:
         file.write(f"{line}\n")
-    with pytest.raises(UserError, match=rf"metrics\.jsonl: line {count + 1} "):
+    with pytest.raises(UserError, match=rf"metrics\.jsonl: line {count + 1}[ :]"):
         read_run("mine", run)
 
 

@@ -41,7 +41,7 @@ def test_a_checkpoint_is_a_folder_named_by_the_images_seen(tmp_path: Path) -> No
     assert set(manifest["files"]) == names
     assert manifest["images"] == 1234
     assert manifest["stage"] == "base8"
-    assert load_optimizer(folder)["param_groups"][0]["lr"] == 0.1
+    assert load_optimizer(folder, [torch.zeros(2, 3)])["param_groups"][0]["lr"] == 0.1
 
 
 def test_only_complete_digit_named_folders_are_read(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def open_archive(path: Path, scratch: Path) -> Source:
 
     Arrays are found under ``arr_0`` or ``images``, and ``arr_1`` or ``labels``. A label of -1 means: without classes.
     """
-    with open_zip(path, ".npz file") as archive:
+    with open_zip(path, "not a whole .npz file") as archive:
         images = _member(path, archive, ("arr_0", "images"))
         labels = _member(path, archive, ("arr_1", "labels"))
         if images is None:

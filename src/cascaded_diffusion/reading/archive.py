@@ -49,8 +49,8 @@ def refuse_bomb(name: str, packed: int, unpacked: int) -> None:
 
 
 @contextmanager
-def open_zip(path: Path, kind: str) -> Iterator[zipfile.ZipFile]:
-    """Open a zip archive; damage, also what shows only while it is read, is a ``UserError`` naming both arguments."""
+def open_zip(path: Path, wrong: str) -> Iterator[zipfile.ZipFile]:
+    """Open a zip archive; damage, also what shows only while it is read, is a ``UserError``: ``path`` is ``wrong``."""
     with open_file(path) as file:
         try:
             _check_directory(file)
@@ -60,7 +60,7 @@ def open_zip(path: Path, kind: str) -> Iterator[zipfile.ZipFile]:
             raise
         except DAMAGE as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"{path}: not a whole {kind} ({reason})") from None
+            raise UserError(f"{path}: {wrong} ({reason})") from None
 
 
 def _check_directory(file: IO[bytes]) -> None:
@@ -117,7 +117,7 @@ def read_npz(path: Path, dtypes: Mapping[str, type[np.generic]], *, limit: int) 
         UserError: the file is damaged, or an array is of another type or too large.
     """
     arrays = {}
-    with open_zip(path, ".npz file") as archive:
+    with open_zip(path, "not a whole .npz file") as archive:
         for name, dtype in dtypes.items():
             found = [member for member in archive.infolist() if member.filename == f"{name}.npy"]
             if len(found) > 1:

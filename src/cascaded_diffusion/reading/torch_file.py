@@ -42,48 +42,59 @@ _TENSOR_NAMES = frozenset(
 )
 
 
-def check_torch_file(path: Path, largest: int) -> None:
+_ACTIVE = frozenset({"STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4", "NEWOBJ_EX"})
+"""Pickle operations that name or call something in ways that torch.save never uses."""
+
+
+def check_torch_file(path: Path, largest: int, wrong: str) -> None:
     """Look through a file of ``torch.save`` without loading it.
 
     ``weights_only`` keeps torch from running code, but not from taking memory: of a member that is packed, or for an
     object that a few bytes ask for. So members must be stored as they are, and the one that says what the file holds
     may name nothing but tensors and their storages.
 
+    Args:
+        path: the file.
+        largest: the most bytes it may have.
+        wrong: what to say of one that is damaged, such as ``not a file of weights``.
+
     Raises:
-        UserError: the file is missing, larger than ``largest`` bytes, damaged, or holds anything but tensors.
+        UserError: the file is missing, larger, damaged, or holds anything but tensors.
     """
     with open_file(path) as file:
         size = size_of(file)
         if size > largest:
             raise UserError(f"{path}: {size} bytes; at most {largest} are read")
-    with open_zip(path, "file of torch.save") as archive:
+    with open_zip(path, wrong) as archive:
         members = archive.infolist()
         names = [member.filename for member in members]
         records = [member for member in members if member.filename.endswith("/data.pkl")]
         if len(records) != 1 or len(set(names)) != len(names):
-            raise UserError(f"{path}: not a whole file of torch.save (not one record data.pkl, or a name twice)")
+            raise UserError(f"{path}: {wrong} (not one record data.pkl, or a name twice)")
         for member in members:
             check_member(path, archive, member)
             if member.compress_type != zipfile.ZIP_STORED:
-                raise UserError(f"{path}: {member.filename} is packed; torch.save packs nothing")
+                raise UserError(f"{path}: {wrong} ({member.filename} is packed; torch.save packs nothing)")
         if sum(member.file_size for member in members) > size:
-            raise UserError(f"{path}: not a whole file of torch.save (its records overlap)")
+            raise UserError(f"{path}: {wrong} (its records overlap)")
         if records[0].file_size > _LARGEST_RECORD:
-            raise UserError(f"{path}: its record has {records[0].file_size} bytes; at most {_LARGEST_RECORD} are read")
-        _check_names(path, archive.read(records[0]))
+            raise UserError(
+                f"{path}: {wrong} (a record of {records[0].file_size} bytes, at most {_LARGEST_RECORD} are read)"
+            )
+        _check_names(path, archive.read(records[0]), wrong)
 
 
-def _check_names(path: Path, record: bytes) -> None:
+def _check_names(path: Path, record: bytes, wrong: str) -> None:
     """Refuse a record that names anything but tensors. It is taken apart, not executed."""
     try:
         for operation, argument, _ in pickletools.genops(record):
-            wrong = operation.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4", "NEWOBJ_EX")
-            if wrong or (operation.name == "GLOBAL" and argument not in _TENSOR_NAMES):
-                raise UserError(f"{path}: holds {str(argument or operation.name)[:100]!r} and not tensors alone")
+            if operation.name in _ACTIVE or (operation.name == "GLOBAL" and argument not in _TENSOR_NAMES):
+                found = str(argument or operation.name)[:100]
+                raise UserError(f"{path}: {wrong} (it holds {found!r}, not tensors alone)")
     except UserError:
         raise
     except (ValueError, IndexError, OverflowError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a whole file of torch.save (its record: {error})") from None
+        raise UserError(f"{path}: {wrong} (its record: {error})") from None
 
 
 def load_foreign_weights(path: Path, largest: int) -> Any:
@@ -100,7 +111,7 @@ def load_foreign_weights(path: Path, largest: int) -> Any:
     if size > largest:
         raise UserError(f"{path}: {size} bytes; at most {largest} are read")
     if zipped:
-        check_torch_file(path, largest)
+        check_torch_file(path, largest, "not a file of weights")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except TORCH_DAMAGE as error:

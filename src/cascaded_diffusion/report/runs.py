@@ -144,7 +144,7 @@ def _progress(run: RunRecord) -> dict[str, object]:
 
 
 def _numbers(run: RunRecord, key: str) -> list[float]:
-    return [float(value) for row in run.metrics if _is_drawable(value := row.get(key))]
+    return [float(value) for row in run.metrics if (value := row.get(key)) is not None and _is_drawable(value)]
 
 
 def _losses(run: RunRecord) -> Html:

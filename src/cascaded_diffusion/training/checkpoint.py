@@ -160,7 +160,7 @@ def load_optimizer(folder: Path, parameters: Sequence[Tensor]) -> dict[str, Any]
     """
     path = folder / OPTIMIZER
     moments = sum(_MOMENTS * 4 * parameter.numel() + _TENSOR_OVERHEAD for parameter in parameters)
-    check_torch_file(path, moments + _FILE_OVERHEAD)
+    check_torch_file(path, moments + _FILE_OVERHEAD, "not an optimizer's state")
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except TORCH_DAMAGE as error:

@@ -105,8 +105,6 @@ class TrainingState:
                 else:  # a half-life added by --allow-changes starts from the weights
                     self.averages.load(half_life, dict(self.network.named_parameters()))
             self._load_optimizer(folder)
-        except UserError:
-            raise
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
             line = " ".join(str(error).split())[:300]
             raise UserError(f"{folder}: does not fit this stage's network or optimizer ({line})") from None

@@ -85,7 +85,7 @@ def _load(path: Path) -> torch.export.ExportedProgram:
     if path.stat().st_size > _LARGEST_FILE:
         raise UserError(f"{path}: {path.stat().st_size} bytes; at most {_LARGEST_FILE} are read")
     try:
-        with open_zip(path, "file of torch.export.save") as archive:
+        with open_zip(path, "not a file of torch.export.save") as archive:
             for member in archive.infolist():
                 check_member(path, archive, member)
             sound = archive.testzip() is None and any(n.endswith("/models/model.json") for n in archive.namelist())

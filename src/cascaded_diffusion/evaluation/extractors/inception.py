@@ -61,6 +61,8 @@ class InceptionExtractor(NetworkExtractor):
         if not path.is_file():
             remedy = "docs/evaluation.md tells where Inception's weights are from"
             raise UserError(f"features: {path}: no such file; {remedy}")
+        if path.stat().st_size > _LARGEST_FILE:
+            raise UserError(f"{path}: {path.stat().st_size} bytes; at most {_LARGEST_FILE} are read")
         digest = sha256_of(path)
         if digest != WEIGHTS_SHA256 and not unchecked:
             raise UserError(
