@@ -30,17 +30,18 @@ class TensorBoardTracker:
         self._writer: Any = writer(log_dir=str(place.folder / FOLDER), purge_step=purge)
 
     def config(self, values: Mapping[str, Any]) -> None:
-        """Every setting in the HPARAMS tab, and the whole as JSON in the TEXT tab."""
+        """The whole as JSON in the TEXT tab, at every change, and every setting of the start in the HPARAMS tab."""
         if not self._place.is_reconfigured:
             return
         whole = json.dumps(values, indent=2, ensure_ascii=False)
         # An indented block is shown as it is, whatever a class is called.
         block = "".join(f"    {line}\n" for line in whole.splitlines())
         self._writer.add_text("config", block, self._place.images)
-        # SummaryWriter.add_hparams would open a second run beside this one, and drop what is null.
-        summary = import_module("torch.utils.tensorboard.summary").hparams
-        for part in summary(flat_config(values), {"loss": 0}):
-            self._writer.file_writer.add_summary(part)
+        if self._place.is_new:  # of a run TensorBoard keeps the first
+            # SummaryWriter.add_hparams would open a second run beside this one, and drop what is null.
+            summary = import_module("torch.utils.tensorboard.summary").hparams
+            for part in summary(flat_config(values), {"loss": 0}):
+                self._writer.file_writer.add_summary(part)
         self._writer.flush()
 
     def scalars(self, images: int, values: Mapping[str, float]) -> None:
