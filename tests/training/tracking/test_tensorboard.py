@@ -22,18 +22,6 @@ Shown = Callable[[Path], Any]
 CPU = torch.device("cpu")
 
 
-def _text(found: Any, tag: str) -> list[tuple[int, str]]:
-    return [(event.step, event.tensor_proto.string_val[0].decode()) for event in found.Tensors(f"{tag}/text_summary")]
-
-
-def _hparams(found: Any) -> dict[str, Any]:
-    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-
-    content = found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
-    values = HParamsPluginData.FromString(content).session_start_info.hparams
-    return {key: getattr(value, value.WhichOneof("kind")) for key, value in values.items()}
-
-
 def test_a_killed_and_resumed_run_is_one_curve(
     tmp_path: Path, base_config: Configure, colour_data: PreparedData, shown: Shown
 ) -> None:
@@ -50,21 +38,20 @@ def test_a_killed_and_resumed_run_is_one_curve(
     found = shown(tmp_path / "tensorboard")
     lines = read_metrics(tmp_path)
     for name in ("lr", "loss", "grad_norm", "images_per_second", "data_wait"):
-        told = [(event.step, event.value) for event in found.Scalars(name)]
-        assert told == [(line["images"], pytest.approx(line[name], rel=1e-6)) for line in lines], name
+        assert found.scalars(name) == [(line["images"], pytest.approx(line[name], rel=1e-6)) for line in lines], name
     for bucket in range(8):
-        told = [(event.step, event.value) for event in found.Scalars(f"loss_by_time/{bucket + 1}")]
         values = [(line["images"], line["loss_by_time"][bucket]) for line in lines]
+        told = found.scalars(f"loss_by_time/{bucket + 1}")
         assert told == [(images, pytest.approx(value, rel=1e-6)) for images, value in values if value is not None]
-    pictures = found.Images("preview")
-    assert [event.step for event in pictures] == [16, 32, 48, 64]
-    assert all(event.encoded_image_string.startswith(b"\x89PNG") for event in pictures)
-    ((step, text),) = _text(found, "config")
+    pictures = found.images("preview")
+    assert [step for step, _ in pictures] == [16, 32, 48, 64]
+    assert all(png.startswith(b"\x89PNG") for _, png in pictures)
+    ((step, text),) = found.texts("config")
     assert step == 0
     told_config = json.loads("".join(line.removeprefix("    ") for line in text.splitlines(keepends=True)))
     names = ["Bag", "<b>|", "Größe", "a\\udc80"]
     assert told_config == {**config.model_dump(mode="json"), "class_names": names}
-    hparams = _hparams(found)
+    hparams = found.hparams()
     assert hparams["training.learning_rate"] == 1e-3
     assert json.loads(hparams["class_names"]) == names
     assert hparams["conditioning"] == "null"
@@ -79,9 +66,9 @@ def test_a_changed_configuration_is_shown_where_it_begins(tmp_path: Path, shown:
     tracker.config({"training": {"learning_rate": 5e-4}})
     tracker.close()
     found = shown(tmp_path / "tensorboard")
-    assert [step for step, _ in _text(found, "config")] == [0, 32]
-    assert "0.0005" in _text(found, "config")[1][1]
-    assert _hparams(found) == {"training.learning_rate": 1e-3}
+    assert [step for step, _ in found.texts("config")] == [0, 32]
+    assert "0.0005" in found.texts("config")[1][1]
+    assert found.hparams() == {"training.learning_rate": 1e-3}
 
 
 def test_a_forgotten_run_is_shown_anew(tmp_path: Path, shown: Shown) -> None:
@@ -91,7 +78,7 @@ def test_a_forgotten_run_is_shown_anew(tmp_path: Path, shown: Shown) -> None:
         for images in (8, 16):
             tracker.scalars(images, {"loss": 0.5})
         tracker.close()
-    assert [event.step for event in shown(tmp_path / "tensorboard").Scalars("loss")] == [8, 16]
+    assert shown(tmp_path / "tensorboard").scalars("loss") == [(8, 0.5), (16, 0.5)]
 
 
 def test_a_line_is_on_disk_before_the_next_checkpoint(tmp_path: Path, shown: Shown) -> None:
@@ -99,8 +86,8 @@ def test_a_line_is_on_disk_before_the_next_checkpoint(tmp_path: Path, shown: Sho
     tracker.scalars(8, {"loss": 0.5})
     tracker.image(8, "preview", np.zeros((4, 6, 3), np.uint8))
     found = shown(tmp_path / "tensorboard")  # the writer is still open, and may be killed
-    assert [event.step for event in found.Scalars("loss")] == [8]
-    assert [event.step for event in found.Images("preview")] == [8]
+    assert found.scalars("loss") == [(8, 0.5)]
+    assert [step for step, _ in found.images("preview")] == [8]
     tracker.close()
 
 
@@ -108,7 +95,7 @@ def test_tables_are_markdown(tmp_path: Path, shown: Shown) -> None:
     tracker = TensorBoardTracker(Place(tmp_path, "abcd"))
     tracker.table(6, "points/sr16", ["point", "fd"], [["s=0 | x", 1.5]])
     tracker.close()
-    assert _text(shown(tmp_path / "tensorboard"), "points/sr16") == [
+    assert shown(tmp_path / "tensorboard").texts("points/sr16") == [
         (6, "| point | fd |\n| --- | --- |\n| s=0 \\| x | 1.5 |")
     ]
 
