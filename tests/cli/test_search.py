@@ -86,6 +86,10 @@ def test_the_best_becomes_the_default(done: Cdm, own: Path, common: list[object]
     assert (here / "out" / "s-curve.png").read_bytes().startswith(b"\x89PNG")
     assert len((here / "out" / "results.csv").read_text().splitlines()) == 6
     assert "warning: 4 samples for features of " in result.err
+    assert not (here / "out" / "tensorboard").exists()
+    again = done("search", own, *common, *SHORT, "--track", "tensorboard")
+    assert again.out == result.out
+    assert len(list((here / "out" / "tensorboard").glob("events.out.tfevents.*"))) == 1
 
 
 def test_again_makes_nothing(

@@ -11,7 +11,7 @@ import typer
 
 from cascaded_diffusion.cli.places import check_place, tell_which
 from cascaded_diffusion.cli.values import batch_size as to_batch_size
-from cascaded_diffusion.cli.values import check_precision, to_number, whole_from
+from cascaded_diffusion.cli.values import check_precision, split_trackers, to_number, whole_from
 from cascaded_diffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -85,6 +85,10 @@ def search_command(
         str,
         typer.Option("--precision", metavar="P", help="fp32, bf16, or auto: bf16 where the hardware computes in it."),
     ] = "fp32",
+    track: Annotated[
+        str | None,
+        typer.Option("--track", metavar="NAME,NAME", help="Show the curves in tensorboard, wandb or trackio too."),
+    ] = None,
 ) -> None:
     """Find the best s, steps, guidance or sampling schedule by score, and make it the cascade's default.
 
@@ -106,7 +110,8 @@ def search_command(
         "batch_size": to_batch_size(batch_size),
         "precision": precision,
     }
-    _run(_Asked(cascade, data, features, out, cache, device, dry_run, no_write), settings)
+    trackers = split_trackers(track)
+    _run(_Asked(cascade, data, features, out, cache, device, dry_run, no_write, trackers), settings)
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,7 @@ class _Asked:
     device: str | None
     dry_run: bool
     no_write: bool
+    trackers: tuple[str, ...]
 
 
 def _sweep(
@@ -183,6 +189,7 @@ def _run(asked: _Asked, settings: dict[str, Any]) -> None:
     from cascaded_diffusion.cli.progress import ProgressDisplay
     from cascaded_diffusion.precision import pick_device
     from cascaded_diffusion.ranks import launched_ranks
+    from cascaded_diffusion.training.tracking.searches import track_search
 
     device = pick_device(asked.device)
     folder, packaged = open_cascade(asked.cascade)
@@ -200,6 +207,7 @@ def _run(asked: _Asked, settings: dict[str, Any]) -> None:
             record = run_search(search, asked.out, cache=asked.cache, watch=watch)
         if ranks.is_main:
             _tell(record, asked.out)
+            track_search(record, asked.out, asked.trackers)
             if not asked.no_write:
                 _write(record, folder, asked.out / "cascade" if packaged else None)
 

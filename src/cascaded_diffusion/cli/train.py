@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cascaded_diffusion.cli.places import check_place, tell_which
-from cascaded_diffusion.cli.values import number_from, whole_from
+from cascaded_diffusion.cli.values import number_from, split_trackers, whole_from
 from cascaded_diffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,6 +46,10 @@ def train_command(
     allow_changes: Annotated[
         bool, typer.Option("--allow-changes", help="Resume although settings differ from the run's.")
     ] = False,
+    track: Annotated[
+        str | None,
+        typer.Option("--track", metavar="NAME,NAME", help="Show the run in tensorboard, wandb or trackio too."),
+    ] = None,
 ) -> None:
     """Train one stage. Each stage is a run of its own, so stages can train at the same time on different machines.
 
@@ -54,6 +58,7 @@ def train_command(
     from cascaded_diffusion.recipes.packaged import packaged_names
     from cascaded_diffusion.recipes.recipe import load_recipe, stage_config
 
+    trackers = split_trackers(track)
     tell_which("recipe", recipe, packaged_names())
     loaded = load_recipe(recipe, overrides=settings or (), stage=stage)
     loaded.stage(stage)
@@ -81,6 +86,7 @@ def train_command(
             max_seconds=max_seconds,
             allow_changes=allow_changes,
             watch=watcher,
+            trackers=trackers,
         )
     typer.echo(f"{stage}: {result.images:,} images seen; checkpoint {result.checkpoint}")
     if result.signal is not None:

@@ -17,6 +17,7 @@ __all__ = [
     "per_stage",
     "sampling_choices",
     "split_classes",
+    "split_trackers",
     "to_number",
     "whole_from",
 ]
@@ -118,6 +119,13 @@ def split_classes(text: str | None) -> list[str] | None:
     if not all(words):
         raise UserError(f"--classes: {text!r} has an empty entry; give ids or names separated by commas")
     return words
+
+
+def split_trackers(text: str | None) -> tuple[str, ...]:
+    """``tensorboard,wandb`` as names of trackers that are known and installed."""
+    from cascaded_diffusion.training.tracking.base import check_trackers
+
+    return () if text is None else check_trackers(word.strip() for word in text.split(","))
 
 
 def batch_size(text: str) -> int | Literal["auto"]:

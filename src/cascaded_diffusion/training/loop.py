@@ -6,7 +6,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -27,8 +27,10 @@ from cascaded_diffusion.reading.json_text import read_json_lines
 from cascaded_diffusion.training.batches import Batch, BatchSource
 from cascaded_diffusion.training.checkpoint import prune
 from cascaded_diffusion.training.preview import write_preview
-from cascaded_diffusion.training.run import METRICS_FILE, MetricsLog, open_run, refuse_foreign, run_lock
+from cascaded_diffusion.training.run import METRICS_FILE, open_run, refuse_foreign, run_lock
 from cascaded_diffusion.training.state import TrainingState, learning_rate
+from cascaded_diffusion.training.tracking.base import check_trackers
+from cascaded_diffusion.training.tracking.follow import RunLog, follow
 
 __all__ = ["Progress", "TrainingResult", "read_metrics", "train"]
 
@@ -176,10 +178,10 @@ class _Trainer:
         self.saved_at = self.state.save(self.run)
         prune(self.run, self.config.training.keep_checkpoints)
 
-    def preview(self) -> None:
+    def preview(self) -> Path:
         averages = self.state.averages
         weights = averages.weights[averages.half_lives[0]]
-        write_preview(self.run, self.state.images, self.config, self.state.network, weights, self.data)
+        return write_preview(self.run, self.state.images, self.config, self.state.network, weights, self.data)
 
     def crossed(self, every: int | None) -> bool:
         """Whether the last step passed a multiple of ``every`` images."""
@@ -212,6 +214,7 @@ def train(
     max_seconds: float | None = None,
     allow_changes: bool = False,
     watch: Callable[[Progress], None] | None = None,
+    trackers: Sequence[str] = (),
 ) -> TrainingResult:
     """Train one stage in a run folder, from its newest checkpoint if it has one.
 
@@ -224,12 +227,15 @@ def train(
         max_seconds: stop after this time, but not before one step. The last state is always saved.
         allow_changes: go on although the recorded settings differ.
         watch: called after every step.
+        trackers: ``tensorboard``, ``wandb``, ``trackio``: where to show the run beside ``metrics.jsonl``. They change
+            nothing in the run, and one that fails does not end it.
 
     Raises:
-        UserError: the data or the folder does not fit.
+        UserError: the data or the folder does not fit, or a tracker is not installed.
         RuntimeError: the loss is not finite; the last good checkpoint stands.
     """
     started = time.perf_counter()
+    check_trackers(trackers)
     refuse_foreign(run)
     _check_sampling(config)
     trainer = _Trainer(config, data, run, device)
@@ -238,9 +244,8 @@ def train(
         if checkpoint is not None:
             trainer.state.load(checkpoint)
             trainer.saved_at = checkpoint
-        log = MetricsLog(run, trainer.state.images)
         interrupt = _Interrupt()
-        with interrupt.watch():
+        with interrupt.watch(), follow(run, config, trainer.state.images, trackers) as log:
             target = _target(config, max_images)
             _run(trainer, log, target, interrupt, watch, None if max_seconds is None else started + max_seconds)
             # Still under watch: a second signal must not end the process while it saves.
@@ -252,7 +257,7 @@ def train(
 
 def _run(
     trainer: _Trainer,
-    log: MetricsLog,
+    log: RunLog,
     target: int,
     interrupt: _Interrupt,
     watch: Callable[[Progress], None] | None,
@@ -269,7 +274,7 @@ def _run(
             log.write(metrics)
             window = _Window(trainer.device)
         if trainer.crossed(training.preview_every):
-            trainer.preview()
+            log.picture(trainer.state.images, trainer.preview())
         if trainer.crossed(training.checkpoint_every):
             trainer.save()
         if watch is not None:

@@ -1,0 +1,1 @@
+"""Showing a run in TensorBoard, Weights & Biases or trackio, beside ``metrics.jsonl``."""
