@@ -26,6 +26,7 @@ __all__ = ["Stage", "StageConfig", "StageRecipe", "build_network", "fill_network
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+ORIGIN_FILE = "origin.json"
 
 
 class StageRecipe(StrictModel):
