@@ -259,7 +259,7 @@ def export_faults(config: StageConfig) -> Iterator[str]:
         groups = norm_groups(build_network(config))
     if len(groups) > 1:
         found = " and ".join(map(str, sorted(groups)))
-        yield f"network.channels, network.multipliers: norms of {found} groups; allowed: widths that are multiples of 32"
+        yield f"network.channels, network.multipliers: norms of {found} groups; allowed: multiples of 32"
 
 
 _RESIDUAL = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,9 @@ def _check_archive(path: Path, size: int) -> None:
 
 def _load_torch(path: Path, *, mmap: bool) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other pickle protocols; what comes out is checked
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError:
         raise UserError(
             f"{path}: holds other things than tensors, or is damaged; it is not loaded, for that could run code. "
