@@ -43,7 +43,11 @@ if TYPE_CHECKING:
     from cascaded_diffusion.evaluation.neighbours import memorisation as memorisation
     from cascaded_diffusion.evaluation.precision_recall import precision_recall as precision_recall
     from cascaded_diffusion.evaluation.statistics import FeatureStatistics as FeatureStatistics
+    from cascaded_diffusion.interop.diffusers_folder import export_diffusers as export_diffusers
+    from cascaded_diffusion.interop.diffusers_folder import import_diffusers as import_diffusers
+    from cascaded_diffusion.interop.diffusers_folder import load_diffusers_unet as load_diffusers_unet
     from cascaded_diffusion.interop.guided_diffusion import load_guided_diffusion as load_guided_diffusion
+    from cascaded_diffusion.interop.guided_stage import import_guided_diffusion as import_guided_diffusion
     from cascaded_diffusion.networks.unet import NetworkConfig as NetworkConfig
     from cascaded_diffusion.networks.unet import UNet as UNet
     from cascaded_diffusion.recipes.recipe import Recipe as Recipe
@@ -77,11 +81,15 @@ _HOMES = {
     "ddim": "diffusion.samplers",
     "diffuse_to": "conditioning.augmentation",
     "dpmpp_2m": "diffusion.samplers",
+    "export_diffusers": "interop.diffusers_folder",
     "extract": "evaluation.features",
     "frechet_distance": "evaluation.frechet",
     "heun": "diffusion.samplers",
+    "import_diffusers": "interop.diffusers_folder",
+    "import_guided_diffusion": "interop.guided_stage",
     "inception_score": "evaluation.inception_score",
     "kernel_distance": "evaluation.kernel",
+    "load_diffusers_unet": "interop.diffusers_folder",
     "load_extractor": "evaluation.features",
     "load_guided_diffusion": "interop.guided_diffusion",
     "load_recipe": "recipes.recipe",

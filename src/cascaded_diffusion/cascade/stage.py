@@ -27,6 +27,7 @@ __all__ = ["Stage", "StageConfig", "StageRecipe", "build_network", "empty_networ
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+ORIGIN_FILE = "origin.json"
 MAX_CLASSES = 1_000_000
 
 

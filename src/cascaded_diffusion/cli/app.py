@@ -15,6 +15,8 @@ import typer
 from cascaded_diffusion.cli.assemble import assemble_command
 from cascaded_diffusion.cli.demo import demo_command
 from cascaded_diffusion.cli.evaluate import evaluate_command
+from cascaded_diffusion.cli.export import export_command
+from cascaded_diffusion.cli.import_ import import_command
 from cascaded_diffusion.cli.plan import plan_command
 from cascaded_diffusion.cli.prepare import prepare_command
 from cascaded_diffusion.cli.recipe import recipe_command
@@ -71,6 +73,8 @@ for _name, _command, _summary in (
     ("search", search_command, "Find the best s, steps or guidance of a stage by score."),
     ("evaluate", evaluate_command, "Score images, a cascade or a run against real data."),
     ("report", report_command, "One self-contained page about runs and cascades."),
+    ("import", import_command, "Make a stage of guided-diffusion's or diffusers' weights."),
+    ("export", export_command, "Write a cascade for diffusers."),
     ("train-classifier", train_classifier_command, "Train a classifier on your data, to score samples with."),
 ):
     app.command(_name, short_help=_summary)(_command)

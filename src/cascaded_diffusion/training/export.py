@@ -7,8 +7,17 @@ from typing import Any
 
 from cascaded_diffusion.cascade.manifest import MANIFEST_FILE, CascadeManifest, verify_stage
 from cascaded_diffusion.cascade.sampling import SamplingConfig
-from cascaded_diffusion.cascade.stage import CONFIG_FILE, WEIGHTS_FILE, Stage, StageConfig, empty_network, fill_network
+from cascaded_diffusion.cascade.stage import (
+    CONFIG_FILE,
+    ORIGIN_FILE,
+    WEIGHTS_FILE,
+    Stage,
+    StageConfig,
+    empty_network,
+    fill_network,
+)
 from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.reading.json_text import read_json
 from cascaded_diffusion.reading.plain import refuse_outside
 from cascaded_diffusion.training.checkpoint import averaged_weights, find_checkpoint
 
@@ -61,7 +70,17 @@ def load_part(
             verify_stage(path, entry)
             return Stage.load(path), entry.sampling, entry.provenance
     stage = Stage.load(path)
-    return stage, stage.config.sampling, {}
+    return stage, stage.config.sampling, _origin(path / ORIGIN_FILE)
+
+
+def _origin(path: Path) -> dict[str, Any]:
+    """What an import noted of where the weights come from; nothing in other stage folders."""
+    if not path.is_file():
+        return {}
+    origin = read_json(path)
+    if not isinstance(origin, dict):
+        raise UserError(f"{path}: not a JSON object; delete it to go without the note of where the weights come from")
+    return origin
 
 
 def is_run(path: Path) -> bool:
