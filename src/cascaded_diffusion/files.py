@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -37,6 +38,39 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _hold(path: Path, flags: int) -> int | None:
+    """Open and lock a temporary of this process's own, perhaps left by one that died; ``None`` if it is not to be had.
+
+    That is so while another process writes it, and where files cannot be locked.
+    """
+    descriptor = None
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        found = os.fstat(descriptor)
+        # Between opening and locking, the process that held it may have given it its final name.
+        if os.path.samestat(found, path.lstat()) and found.st_uid == os.geteuid():
+            return descriptor
+    if descriptor is not None:
+        os.close(descriptor)
+    return None
+
+
+def _new_temporary(path: Path) -> tuple[int, Path]:
+    """An empty file beside ``path``, open and locked.
+
+    It has the same name every time, so that what a killed process leaves is overwritten by the next, and never piles
+    up; only if two processes write the same file at the same time does the second get a name of its own.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    descriptor = _hold(temporary, os.O_WRONLY | os.O_CREAT)
+    if descriptor is None:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        return descriptor, Path(name)
+    os.ftruncate(descriptor, 0)
+    return descriptor, temporary
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Yield a binary file that takes the name ``path`` only after its content is on disk.
@@ -44,18 +78,17 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     If the body raises, or the process dies, ``path`` is as it was before.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
+    descriptor, temporary = _new_temporary(path)
+    with os.fdopen(descriptor, "wb") as file:
+        try:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        open_as_usual(temporary)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+            open_as_usual(temporary)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     sync_folder(path.parent)
 
 
@@ -93,7 +126,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     refuse_filled(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary, lock = _new_temporary_folder(path)
     try:
         yield temporary
         temporary.chmod(0o755)
@@ -104,3 +137,19 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _new_temporary_folder(path: Path) -> tuple[Path, int | None]:
+    """An empty folder beside ``path``, under the rules of :func:`_new_temporary`, and what locks it."""
+    temporary = path.with_name(f".{path.name}.partial")
+    with contextlib.suppress(FileExistsError):
+        temporary.mkdir(mode=0o700)
+    lock = _hold(temporary, os.O_RDONLY | os.O_DIRECTORY)
+    if lock is None:
+        return Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)), None
+    for entry in temporary.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    return temporary, lock

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from cascaded_diffusion.cascade.pictures import save_png, to_picture
-from cascaded_diffusion.files import atomic_write, refuse_filled
+from cascaded_diffusion.files import atomic_write, new_folder
 
-__all__ = ["class_folder", "to_rgb", "write_npz", "write_png_folder"]
+__all__ = ["class_folder", "png_names", "to_rgb", "write_npz", "write_png_folder"]
 
 
 _LONGEST_NAME = 200  # bytes; file systems take 255
@@ -37,15 +37,24 @@ def class_folder(name: str) -> str:
     return short.decode(errors="ignore").strip(" .") or "class"
 
 
+def png_names(labels: np.ndarray, class_names: Sequence[str] | None, mark: str = "") -> list[str]:
+    """Path of each sample's file in :func:`write_png_folder`."""
+    folders = [
+        class_folder(class_names[label] if class_names else str(label)) if label >= 0 else "" for label in labels
+    ]
+    return [f"{folder}/{i:06d}{mark}.png".removeprefix("/") for i, folder in enumerate(folders)]
+
+
 def write_png_folder(
     folder: Path, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None, *, mark: str = ""
 ) -> None:
     """Write ``CLASSNAME/INDEX.png``, or ``INDEX.png`` without classes; ``mark`` is added to every file's name.
 
+    The folder appears when all of its files are whole.
+
     Raises:
         UserError: the folder holds something already, which new samples must not be mixed with.
     """
-    refuse_filled(folder)
-    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-        name = "" if label < 0 else class_folder(class_names[label] if class_names else str(label))
-        save_png(to_picture(image), folder / name / f"{i:06d}{mark}.png")
+    with new_folder(folder) as made:
+        for image, name in zip(images, png_names(labels, class_names, mark), strict=True):
+            save_png(to_picture(image), made / name)

@@ -23,7 +23,7 @@ from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.cascade.save import write_cascade
 from cascaded_diffusion.cascade.settings import Choice, Requests, resolve_settings
 from cascaded_diffusion.cascade.stage import Stage
-from cascaded_diffusion.cascade.walk import CascadeStep, Plan, Watch, first_batch_size, sample_batches
+from cascaded_diffusion.cascade.walk import CascadeStep, Keeper, Plan, Watch, first_batch_size, sample_batches
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.precision import autocast
 
@@ -209,6 +209,7 @@ class Cascade:
         callback: Watch | None = None,
         precision: Literal["auto", "fp32", "bf16"] = "fp32",
         first: int = 0,
+        keep: Keeper | None = None,
     ) -> np.ndarray | dict[str, np.ndarray]:
         """Sample images: uint8 (N, H, W, C), or with ``return_stages`` a dict of such arrays by stage name.
 
@@ -231,6 +232,7 @@ class Cascade:
             precision: of the networks: fp32, bf16 autocast, or auto for bf16 where the hardware computes in it.
             first: make samples ``first`` to ``first + num - 1`` of a longer run, the same as they are there.
                 ``low_res`` holds the images of these alone, ``classes`` stays that of the longer run.
+            keep: takes finished batches, and has those that need not be made again.
 
         Raises:
             UserError: anything asked for that the cascade cannot do, before any work.
@@ -252,6 +254,7 @@ class Cascade:
                 device=self.device,
                 callback=callback,
                 first=first,
+                keep=keep,
             )
         return images if return_stages else images[plan.stages[-1].name]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from cascaded_diffusion.pixels import to_float, to_uint8
 __all__ = [
     "CascadeStep",
     "FinishedImages",
+    "Keeper",
     "Plan",
     "Watch",
     "first_batch_size",
@@ -39,6 +40,14 @@ class CascadeStep(NamedTuple):
     stage: str
     step: Step
     samples: Tensor
+
+
+class Keeper(Protocol):
+    """Keeps finished batches, uint8 (n, R, R, C) for every stage, so that an interrupted sampling can go on."""
+
+    def load(self, start: int, stop: int) -> dict[str, np.ndarray] | None: ...
+
+    def save(self, start: int, stop: int, images: Mapping[str, np.ndarray]) -> None: ...
 
 
 class Plan(NamedTuple):
@@ -106,6 +115,7 @@ def sample_batches(
     device: torch.device,
     callback: Watch | None,
     first: int = 0,
+    keep: Keeper | None = None,
 ) -> dict[str, np.ndarray]:
     """Sample as many images as there are labels: uint8 (N, R, R, C) for every stage of the plan.
 
@@ -118,15 +128,22 @@ def sample_batches(
         device: where the stages are.
         callback: called after every step of every stage.
         first: global index of the first label: a share of a longer run gets the very images it has there.
+        keep: takes finished batches, and has those that need not be made again.
 
     Raises:
         RuntimeError: out of memory, and the batch size cannot be halved.
     """
 
     def work(start: int, stop: int) -> dict[str, np.ndarray]:
+        kept = None if keep is None else keep.load(start, stop)
+        if kept is not None:
+            return kept
         index = torch.arange(start, stop)
         carried = None if low_res is None else to_float(low_res[start:stop], device)
-        return _sample_batch(plan, index + first, labels[start:stop].to(device), carried, seed, callback)
+        images = _sample_batch(plan, index + first, labels[start:stop].to(device), carried, seed, callback)
+        if keep is not None:
+            keep.save(start, stop, images)
+        return images
 
     parts = in_batches(len(labels), batch_size, work)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -164,11 +181,11 @@ def in_batches(count: int, batch_size: int | Literal["auto"], work: Callable[[in
 class FinishedImages:
     """A callback of sampling that adds up the steps of all stages to images finished."""
 
-    def __init__(self, watch: Callable[[str, int, int], None], count: int, plan: Plan) -> None:
-        """``watch`` is called with ``samples``, images finished, and ``count``."""
+    def __init__(self, watch: Callable[[str, int, int], None], count: int, plan: Plan, *, done: int = 0) -> None:
+        """``watch`` is called with ``samples``, images finished, ``done`` of them before, and ``count``."""
         self._watch, self._count = watch, count
         self._cost = max(sum(plan.steps().values()), 1)
-        self._done = 0
+        self._done = done * self._cost
 
     def __call__(self, step: CascadeStep) -> None:
         self._done += len(step.samples)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from cascaded_diffusion.cascade.chain import Cascade, Plan
+    from cascaded_diffusion.cascade.sample_store import BatchStore
 
 __all__ = ["sample_command"]
 
@@ -112,8 +113,7 @@ def sample_command(
         "until": until,
         "precision": precision,
     }
-    results, labels = _run(loaded, plan, arguments)
-    _write(loaded, plan, results, labels, _Places(out, grid, stages, rgb))
+    _run(cascade, loaded, plan, arguments, _Places(out, grid, stages, rgb))
 
 
 @dataclass(frozen=True)
@@ -133,17 +133,25 @@ def _check_places(out: Path, grid: Path | None, stages: Path | None) -> None:
             raise UserError(f"--out: {out} is a folder; a name that ends in .npz must be a file's")
     elif out.suffix and not out.is_dir():
         raise UserError(f"--out: {out} ends in {out.suffix}; allowed: a file that ends in .npz, or a folder")
-    else:
+    elif not _is_begun(out):
         refuse_filled(out)
     if grid is not None and (grid.suffix != ".png" or grid.is_dir()):
         raise UserError(f"--grid: {grid} is not the name of a .png file")
     if stages is not None:
-        refuse_filled(stages)
+        if not _is_begun(out):
+            refuse_filled(stages)
         if stages.resolve() == out.resolve():
             raise UserError(f"--stages: {stages} is --out too; give another folder")
     for option, path in (("--out", out), ("--grid", grid), ("--stages", stages)):
         if path is not None:
             check_place(option, path)
+
+
+def _is_begun(out: Path) -> bool:
+    """Whether an interrupted command may have put there what is there; ``_refuse_others`` then looks closer."""
+    from cascaded_diffusion.cascade.sample_store import store_folder
+
+    return store_folder(out).is_dir()
 
 
 def _open(name: str, device: str | None) -> Cascade:
@@ -167,38 +175,106 @@ def _given(path: Path | None, plan: Plan) -> tuple[np.ndarray | None, list[int] 
     return given.images, None if given.labels is None else [int(label) for label in given.labels]
 
 
-def _run(cascade: Cascade, plan: Plan, arguments: dict[str, Any]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _run(name: str, cascade: Cascade, plan: Plan, arguments: dict[str, Any], places: _Places) -> None:
+    from cascaded_diffusion.cascade.manifest import CascadeManifest
+    from cascaded_diffusion.cascade.sample_store import batch_store, sampling_request
+    from cascaded_diffusion.cascade.search import open_cascade
+
+    low_res = arguments["low_res"]
+    labels = cascade.sample_labels(plan, num=arguments["num"], classes=arguments["classes"], low_res=low_res)
+    request = sampling_request(
+        plan,
+        labels,
+        low_res,
+        weights={entry.name: entry.sha256 for entry in CascadeManifest.read(open_cascade(name)[0]).stages},
+        device=cascade.device,
+        **{key: arguments[key] for key in ("seed", "batch_size", "precision")},
+    )
+    with batch_store(places.out, request) as store:
+        _refuse_others(cascade, plan, labels, places, resumed=store.resumed)
+        try:
+            results = _sample(cascade, plan, arguments, len(labels), store)
+            _write(cascade, plan, results, labels, places)
+        except (KeyboardInterrupt, SystemExit):
+            if store.images:
+                line = f"{store.images:,} of {len(labels):,} images are kept; the same command goes on from there"
+                typer.echo(line, err=True)
+            raise
+
+
+def _sample(
+    cascade: Cascade, plan: Plan, arguments: dict[str, Any], count: int, store: BatchStore
+) -> dict[str, np.ndarray]:
     from cascaded_diffusion.cascade.walk import FinishedImages
     from cascaded_diffusion.cli.progress import ProgressDisplay
 
-    labels = cascade.sample_labels(
-        plan, num=arguments["num"], classes=arguments["classes"], low_res=arguments["low_res"]
-    )
     with ProgressDisplay() as display:
-        display.begin("samples")
-        callback = FinishedImages(display.advance, len(labels), plan)
-        results = cascade.sample(**arguments, return_stages=True, callback=callback)
+        done = store.images
+        display.begin("samples", done)
+        callback = FinishedImages(display.advance, count, plan, done=done)
+        results = cascade.sample(**arguments, return_stages=True, callback=callback, keep=store)
     assert isinstance(results, dict)
-    return results, labels
+    return results
+
+
+def _png_places(cascade: Cascade, plan: Plan, labels: np.ndarray, places: _Places) -> dict[Path, list[str]]:
+    """The folders of PNG files that were asked for, and the names of their files."""
+    from cascaded_diffusion.samples import png_names
+
+    found: dict[Path, list[str]] = {}
+    if places.stages is not None:
+        marks = {stage.name: _mark(plan, position) for position, stage in enumerate(plan.stages)}
+        found[places.stages] = [
+            f"{name}/{path}" for name, mark in marks.items() for path in png_names(labels, cascade.class_names, mark)
+        ]
+    if places.out.suffix != ".npz":
+        found[places.out] = png_names(labels, cascade.class_names)
+    return found
+
+
+def _mark(plan: Plan, position: int) -> str:
+    return "-predicted-z0" if plan.stop(position) > 0 else ""
+
+
+def _is_written(folder: Path, names: list[str]) -> bool:
+    """Whether a folder holds just these files. As a whole it appears, so it is then what an earlier process wrote."""
+    return sorted(names) == sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
+
+
+def _refuse_others(cascade: Cascade, plan: Plan, labels: np.ndarray, places: _Places, *, resumed: bool) -> None:
+    """``UserError`` for a folder with something else in it than what this very command wrote before it was killed."""
+    from cascaded_diffusion.files import refuse_filled
+
+    for folder, names in _png_places(cascade, plan, labels, places).items():
+        if not (resumed and _is_written(folder, names)):
+            refuse_filled(folder)
 
 
 def _write(cascade: Cascade, plan: Plan, results: dict[str, np.ndarray], labels: np.ndarray, places: _Places) -> None:
+    """Write what was asked for, ``--out`` last; a folder that an earlier process has written is left as it is."""
     from cascaded_diffusion.cascade.pictures import save_png
     from cascaded_diffusion.cascade.show import class_grid
+    from cascaded_diffusion.files import new_folder
     from cascaded_diffusion.samples import to_rgb, write_npz, write_png_folder
 
-    last = plan.stages[-1].name
-    images = to_rgb(results[last]) if places.rgb else results[last]
+    images, names = results[plan.stages[-1].name], cascade.class_names
+    images = to_rgb(images) if places.rgb else images
+    missing = [
+        folder for folder, files in _png_places(cascade, plan, labels, places).items() if not _is_written(folder, files)
+    ]
+    if places.stages in missing:
+        with new_folder(places.stages) as made:
+            for position, stage in enumerate(plan.stages):
+                mark = _mark(plan, position)
+                write_png_folder(made / stage.name, results[stage.name], labels, names, mark=mark)
+    if places.grid is not None:
+        save_png(class_grid(images, labels, names, title=plan.describe()), places.grid)
     if places.out.suffix == ".npz":
         write_npz(places.out, images, labels)
-    else:
-        write_png_folder(places.out, images, labels, cascade.class_names)
+    elif places.out in missing:
+        write_png_folder(places.out, images, labels, names)
     typer.echo(f"{places.out}: {len(images):,} images of {images.shape[1]}x{images.shape[2]} pixels; {plan.describe()}")
     if places.grid is not None:
-        save_png(class_grid(images, labels, cascade.class_names, title=plan.describe()), places.grid)
         typer.echo(f"{places.grid}: a picture of them")
     if places.stages is not None:
-        for position, stage in enumerate(plan.stages):
-            mark = "-predicted-z0" if plan.stop(position) > 0 else ""
-            write_png_folder(places.stages / stage.name, results[stage.name], labels, cascade.class_names, mark=mark)
         typer.echo(f"{places.stages}: the images of every stage")

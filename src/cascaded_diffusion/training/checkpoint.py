@@ -31,6 +31,7 @@ __all__ = [
     "load_optimizer",
     "prune",
     "read_checkpoint",
+    "remove_leftovers",
     "write_checkpoint",
 ]
 
@@ -64,8 +65,9 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def _remove_leftovers(parent: Path) -> None:
+def remove_leftovers(run: Path) -> None:
     """Delete what a process left that died while it wrote or deleted a checkpoint."""
+    parent = run / "checkpoints"
     for pattern in (".writing-*", ".deleting-*"):
         for leftover in parent.glob(pattern):
             shutil.rmtree(leftover)
@@ -97,7 +99,7 @@ def write_checkpoint(
     """
     parent = run / "checkpoints"
     parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(parent)
+    remove_leftovers(run)
     temporary = parent / f".writing-{images:012d}"
     temporary.mkdir()
     save_file({name: value.contiguous() for name, value in weights.items()}, temporary / WEIGHTS)

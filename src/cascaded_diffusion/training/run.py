@@ -16,7 +16,7 @@ from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import atomic_write, read_json, write_json
 from cascaded_diffusion.reading.json_text import LONGEST_LINE, parse_json
 from cascaded_diffusion.reading.plain import read_lines, refuse_outside
-from cascaded_diffusion.training.checkpoint import checkpoint_folders
+from cascaded_diffusion.training.checkpoint import checkpoint_folders, remove_leftovers
 
 __all__ = ["MetricsLog", "differences", "open_run", "refuse_foreign", "run_lock"]
 
@@ -102,6 +102,7 @@ def open_run(run: Path, config: StageConfig, *, allow_changes: bool) -> Path | N
         )
     if changed:
         write_json(path, wanted)
+    remove_leftovers(run)
     folders = checkpoint_folders(run)
     return folders[-1] if folders else None
 

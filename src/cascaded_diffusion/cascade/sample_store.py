@@ -1,0 +1,167 @@
+"""The finished batches of a sampling that is not through: what an interrupted command need not do again.
+
+They lie in a hidden folder beside the result, with what was asked for. The folder goes when the result is there. An
+image is a function of what was asked and its batch, so a command that was interrupted ends with the very same images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cascaded_diffusion.cascade.walk import Plan
+from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.files import atomic_write, read_json, write_json
+from cascaded_diffusion.version import VERSION
+
+__all__ = ["BatchStore", "batch_store", "sampling_request", "store_folder"]
+
+_REQUEST = "request.json"
+
+
+def store_folder(out: Path) -> Path:
+    """Where the batches of an unfinished ``out`` are kept."""
+    return out.with_name(f".{out.name}.sampling")
+
+
+def sampling_request(
+    plan: Plan,
+    labels: np.ndarray,
+    low_res: np.ndarray | None,
+    *,
+    weights: Mapping[str, Mapping[str, str]],
+    device: torch.device,
+    **choices: Any,
+) -> dict[str, Any]:
+    """All that an image's bits depend on, as JSON: batches are used again only where all of it is equal.
+
+    Args:
+        plan: stages and settings.
+        labels: int64 (N,).
+        low_res: uint8 (N, r, r, C), the images that the first stage enlarges.
+        weights: for each stage, the SHA-256 of its files.
+        device: where the networks are.
+        choices: seed, batch size, precision.
+    """
+    return {
+        "format_version": 1,
+        "cascaded_diffusion": VERSION,
+        "torch": torch.__version__,
+        "device": device.type,
+        "stages": {stage.name: plan.settings[stage.name].model_dump(mode="json") for stage in plan.stages},
+        "weights": {stage.name: dict(weights[stage.name]) for stage in plan.stages},
+        "labels": [len(labels), hashlib.sha256(labels.tobytes()).hexdigest()],
+        "low_res": None if low_res is None else [*low_res.shape, hashlib.sha256(low_res.tobytes()).hexdigest()],
+        **choices,
+    }
+
+
+class BatchStore:
+    """The batches finished so far.
+
+    Attributes:
+        resumed: whether an earlier process began this very sampling.
+    """
+
+    def __init__(self, folder: Path, stages: Sequence[str], *, resumed: bool) -> None:
+        self._folder, self._stages = folder, set(stages)
+        self.resumed = resumed
+
+    def _path(self, start: int, stop: int) -> Path:
+        return self._folder / f"{start:09d}-{stop:09d}.npz"
+
+    @property
+    def images(self) -> int:
+        """How many images are kept."""
+        ranges = [path.stem.split("-") for path in self._folder.glob("[0-9]*.npz")]
+        return sum(int(stop) - int(start) for start, stop in ranges)
+
+    def load(self, start: int, stop: int) -> dict[str, np.ndarray] | None:
+        """Images ``start`` to ``stop`` - 1 of every stage, uint8 (n, R, R, C), or ``None`` if they are to be made."""
+        path = self._path(start, stop)
+        try:
+            # np.load by a path leaves a damaged file open.
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+                found = {name: np.asarray(file[name]) for name in file.files}
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            path.unlink()  # damaged: to be made again
+            return None
+        whole = set(found) == self._stages and all(
+            images.dtype == np.uint8 and len(images) == stop - start for images in found.values()
+        )
+        return found if whole else None
+
+    def save(self, start: int, stop: int, images: Mapping[str, np.ndarray]) -> None:
+        """Keep a batch."""
+        with atomic_write(self._path(start, stop)) as file:
+            np.savez(file, allow_pickle=False, **images)
+
+
+@contextlib.contextmanager
+def batch_store(out: Path, request: Mapping[str, Any]) -> Iterator[BatchStore]:
+    """The store of ``out`` for the length of the block.
+
+    Batches of another request are dropped: their command is taken not to come back. The folder is removed at the end of
+    the block; if the block raises, or the process dies, it stays, unless there is no batch in it.
+
+    Raises:
+        UserError: another process is making ``out`` at this moment.
+    """
+    folder = store_folder(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{out}: another process is sampling to it at this moment") from None
+        resumed = _asked(folder) == request
+        if not resumed:
+            _empty(folder)
+            write_json(folder / _REQUEST, dict(request))
+        store = BatchStore(folder, list(request["stages"]), resumed=resumed)
+        try:
+            yield store
+        except BaseException:
+            if not store.images:
+                _remove(folder)
+            raise
+        _remove(folder)
+    finally:
+        os.close(lock)
+
+
+def _asked(folder: Path) -> Any:
+    try:
+        return read_json(folder / _REQUEST)
+    except UserError:  # none, or not one of ours
+        return None
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.suffix not in (".npz", ".json", ".partial"):
+            raise UserError(f"{path}: not left by an interrupted sampling; remove the folder {folder} by hand")
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def _remove(folder: Path) -> None:
+    """The request last: as long as it is there, the same command knows its own results."""
+    for path in folder.iterdir():
+        if path.name != _REQUEST:
+            path.unlink()
+    shutil.rmtree(folder)
