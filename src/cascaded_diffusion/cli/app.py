@@ -25,6 +25,7 @@ from cascaded_diffusion.cli.sample import sample_command
 from cascaded_diffusion.cli.search import search_command
 from cascaded_diffusion.cli.train import train_command
 from cascaded_diffusion.cli.train_classifier import train_classifier_command
+from cascaded_diffusion.cli.ui import ui_command
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.version import VERSION
 
@@ -75,6 +76,7 @@ for _name, _command, _summary in (
     ("report", report_command, "One self-contained page about runs and cascades."),
     ("import", import_command, "Make a stage of guided-diffusion's or diffusers' weights."),
     ("export", export_command, "Write a cascade for diffusers."),
+    ("ui", ui_command, "A page in the browser: sample, watch, compare, enlarge."),
     ("train-classifier", train_classifier_command, "Train a classifier on your data, to score samples with."),
 ):
     app.command(_name, short_help=_summary)(_command)

@@ -1,0 +1,158 @@
+"""What the page lets a person choose: the bounds of every control, made from what the cascade can do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from cascaded_diffusion.cascade.chain import Cascade
+from cascaded_diffusion.cascade.sampling import SamplerName, SamplingConfig
+from cascaded_diffusion.cascade.stage import Stage
+from cascaded_diffusion.conditioning.augmentation import SAMPLING_MODES
+
+__all__ = ["LARGEST_SEED", "SAMPLERS", "Control", "PageLimits", "StageLimits", "page_limits"]
+
+SAMPLERS: tuple[str, ...] = get_args(SamplerName)
+LARGEST_SEED = 2**31 - 1
+
+_FEWEST_MOST_STEPS = 100
+_MOST_STEPS = 1000
+_STRONGEST_GUIDANCE = 10.0
+
+Control = Literal["steps", "sampler", "augmentation", "s", "guidance"]
+
+
+@dataclass(frozen=True)
+class StageLimits:
+    """The controls of one stage.
+
+    Attributes:
+        name: such as ``sr32``.
+        resolution: side of its images in pixels.
+        low_resolution: side of the images it enlarges; ``None`` for a base stage.
+        steps: the default; a word such as ``ddim50`` where the cascade says so.
+        most_steps: no run of the page may take more.
+        sampler: the default.
+        augmentations: the modes to choose from; empty for a stage without s.
+        augmentation: the default mode.
+        s: the default strength.
+        s_max: the largest strength; ``None`` for a stage without s.
+        guidance: the default; ``None`` for a stage that was trained without class dropout.
+        most_guidance: the largest.
+        knows_no_class: whether it can enlarge an image whose class nobody names.
+    """
+
+    name: str
+    resolution: int
+    low_resolution: int | None
+    steps: int | str
+    most_steps: int
+    sampler: str
+    augmentations: tuple[str, ...]
+    augmentation: str
+    s: float
+    s_max: float | None
+    guidance: float | None
+    most_guidance: float
+    knows_no_class: bool
+
+    @property
+    def controls(self) -> tuple[Control, ...]:
+        """Its controls, in the order in which the page has them."""
+        names: list[Control] = ["steps", "sampler"]
+        if self.s_max is not None:
+            names += ["augmentation", "s"]
+        if self.guidance is not None:
+            names.append("guidance")
+        return tuple(names)
+
+    def default(self, control: Control) -> int | float | str:
+        """What a control shows at first."""
+        value: int | float | str | None = getattr(self, control)
+        assert value is not None  # only of a control that the stage has
+        return value
+
+
+@dataclass(frozen=True)
+class PageLimits:
+    """The controls of the page.
+
+    Attributes:
+        stages: in order, the base first.
+        classes: number of classes, or ``None``.
+        class_names: what to call them, one for each class; empty without classes.
+        most_images: of one run.
+    """
+
+    stages: tuple[StageLimits, ...]
+    classes: int | None
+    class_names: tuple[str, ...]
+    most_images: int
+
+    def stage(self, name: str) -> StageLimits:
+        """The stage of that name."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+    @property
+    def comparable(self) -> tuple[StageLimits, ...]:
+        """The stages that have an s to compare."""
+        return tuple(stage for stage in self.stages if stage.s_max is not None)
+
+    @property
+    def enlarging(self) -> tuple[StageLimits, ...]:
+        """The SR stages, which can start from a person's own image."""
+        return tuple(stage for stage in self.stages if stage.low_resolution is not None)
+
+    def from_stage(self, name: str) -> tuple[StageLimits, ...]:
+        """That stage and those after it."""
+        names = [stage.name for stage in self.stages]
+        return self.stages[names.index(name) :]
+
+    def knows_no_class(self, start: str) -> bool:
+        """Whether the stages from ``start`` on can work without a class."""
+        return all(stage.knows_no_class for stage in self.from_stage(start))
+
+    @property
+    def count(self) -> int:
+        """How many images a new page asks for: one of each class, or eight."""
+        return min(self.classes or 8, 12, self.most_images)
+
+
+def page_limits(cascade: Cascade, most_images: int) -> PageLimits:
+    """The limits of a page about ``cascade`` on which one run makes at most ``most_images``."""
+    stages = tuple(
+        _stage_limits(stage, cascade.defaults[name], truncated=cascade.truncated[name])
+        for name, stage in cascade.stages.items()
+    )
+    names = cascade.class_names or tuple(f"class {i}" for i in range(cascade.classes or 0))
+    return PageLimits(stages, cascade.classes, tuple(names), most_images)
+
+
+def _stage_limits(stage: Stage, default: SamplingConfig, *, truncated: bool) -> StageLimits:
+    conditioning = stage.config.conditioning
+    gaussian = conditioning is not None and conditioning.augmentation == "gaussian"
+    modes = tuple(mode for mode in SAMPLING_MODES if mode != "truncated" or truncated) if gaussian else ()
+    guided = stage.config.classes is not None and stage.config.training.class_dropout > 0
+    return StageLimits(
+        name=stage.name,
+        resolution=stage.config.resolution,
+        low_resolution=None if conditioning is None else conditioning.low_resolution,
+        steps=default.steps,
+        most_steps=_most_steps(stage, default),
+        sampler=default.sampler,
+        augmentations=modes,
+        augmentation="nontruncated" if default.augmentation == "truncated" and not truncated else default.augmentation,
+        s=default.s,
+        s_max=conditioning.s_max if gaussian and conditioning is not None else None,
+        guidance=default.guidance if guided else None,
+        most_guidance=max(_STRONGEST_GUIDANCE, default.guidance),
+        knows_no_class=stage.config.classes is None or guided,
+    )
+
+
+def _most_steps(stage: Stage, default: SamplingConfig) -> int:
+    """Four times the default within [100, 1000], never below the default, never above T of a discrete stage."""
+    timesteps = stage.diffusion.schedule.timesteps
+    usual = default.steps if isinstance(default.steps, int) else _MOST_STEPS
+    most = max(usual, min(max(4 * usual, _FEWEST_MOST_STEPS), _MOST_STEPS))
+    return most if timesteps is None else min(most, timesteps)
