@@ -3,6 +3,8 @@
 #   make test     the whole test suite
 #   make lint     ruff and mypy
 #   make format   let ruff rewrite the sources
+#   make docs     build the documentation site into build/site, warnings are errors
+#   make docs-serve   show it on http://127.0.0.1:8000, rebuilt as you write
 #   make clean    remove .venv, caches and out/
 
 PYTHON  ?= python3
@@ -16,7 +18,7 @@ PIP_INSTALL := $(VENV_PYTHON) -m pip install --disable-pip-version-check --no-in
                $(if $(MAKE_TERMOUT),,--quiet) --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format docs docs-serve clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -36,9 +38,18 @@ format: .venv/.dev
 	$(VENV_PYTHON) -m ruff check --fix .
 	$(VENV_PYTHON) -m ruff format .
 
+# The variable silences a notice about the site generator's future, which is no warning of ours.
+docs docs-serve: export NO_MKDOCS_2_WARNING = 1
+
+docs: .venv/.dev
+	$(VENV_PYTHON) -m mkdocs build --strict
+
+docs-serve: .venv/.dev
+	$(VENV_PYTHON) -m mkdocs serve --dev-addr 127.0.0.1:8000
+
 clean:
 	rm -rf .venv out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find src tests benchmarks -name __pycache__ -type d -exec rm -rf {} +
+	find src tests tools benchmarks -name __pycache__ -type d -exec rm -rf {} +
 
 # A stamp tells that its dependencies are installed from the pins as they now stand. The build backend is pinned too,
 # hence no build isolation, which would fetch whatever version is newest.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from docs_site import commands, configuration, interface
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+
+from docs_site import commands, configuration, interface
 
 __all__ = ["on_config", "on_files"]
 

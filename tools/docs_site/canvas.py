@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 __all__ = ["BLUE", "GREEN", "GREY", "INK", "ORANGE", "Canvas", "picture"]
 
 INK, GREY, BLUE, ORANGE, GREEN = "#22303c", "#8794a0", "#2f6db5", "#c8642a", "#3a8a55"
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
     "svg.fonttype": "path",  # the same letters on every machine
@@ -87,7 +87,14 @@ class Canvas:
     def arrow(self, start: tuple[float, float], end: tuple[float, float], colour: str = INK, **style: Any) -> None:
         """An arrow; ``bend`` curves it."""
         bend = style.pop("bend", 0.0)
-        shape = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0, "linewidth": 1.2, "color": colour, "mutation_scale": 9}
+        shape = {
+            "arrowstyle": "-|>",
+            "shrinkA": 0,
+            "shrinkB": 0,
+            "linewidth": 1.2,
+            "color": colour,
+            "mutation_scale": 9,
+        }
         arrow = shape | {"connectionstyle": f"arc3,rad={bend}"} | style
         self.sheet.annotate("", xy=end, xytext=start, arrowprops=arrow, zorder=4)
 

@@ -1,4 +1,4 @@
-"""The reference of recipes and files, from the configuration models: every key, its type, range, default and meaning."""
+"""The reference of recipes and files, from the configuration models: every key with type, range, default, meaning."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ def _models_in(annotation: Any, suffix: str = "") -> Iterator[tuple[Model, str]]
         yield annotation, suffix
         return
     origin = get_origin(annotation)
-    marks = {tuple: "[]", list: "[]", dict: ".NAME"}
+    marks: dict[object, str] = {tuple: "[]", list: "[]", dict: ".NAME"}
     for argument in get_args(annotation):
-        yield from _models_in(argument, suffix + (marks.get(origin, "") if isinstance(origin, type) else ""))
+        yield from _models_in(argument, suffix + marks.get(origin, ""))
 
 
 def recipe_page() -> str:
@@ -83,15 +83,15 @@ def recipe_page() -> str:
 
 
 _RECIPE_INTRODUCTION = """\
-A recipe is a YAML file: a few keys for the whole cascade and a list of stages. `cdm recipe --list` names the packaged ones,
-`cdm recipe NAME > mine.yaml` gives one to edit, and `cdm train --set KEY.PATH=VALUE` changes single keys. A key of a stage,
-such as `training.batch_size`, applies to the stage that is trained; `stages.sr64.training.batch_size` names the stage.
-Unknown keys are refused."""
+A recipe is a YAML file: a few keys for the whole cascade and a list of stages. `cdm recipe --list` names the packaged
+ones, `cdm recipe NAME > mine.yaml` gives one to edit, and `cdm train --set KEY.PATH=VALUE` changes single keys. A key
+of a stage, such as `training.batch_size`, applies to the stage that is trained; `stages.sr64.training.batch_size` names
+the stage. Unknown keys are refused."""
 
 _FILES_INTRODUCTION = """\
-What the commands write is JSON, numpy arrays, PNG and safetensors; nothing is pickled. These files are read back through the
-models below, so a key that is missing, unknown or out of range is told by name. None of them is meant to be edited, except
-a stage's `sampling` in `cascade.json`."""
+What the commands write is JSON, numpy arrays, PNG and safetensors; nothing is pickled. These files are read back
+through the models below, so a key that is missing, unknown or out of range is told by name. None of them is meant to be
+edited, except a stage's `sampling` in `cascade.json`."""
 
 
 def files_page() -> str:

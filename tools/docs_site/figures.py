@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from cascaded_diffusion.cascade.chain import Cascade, CascadeStep
 from cascaded_diffusion.cascade.generate import low_res_input
@@ -19,7 +18,7 @@ from cascaded_diffusion.diffusion.process import q_sample
 from cascaded_diffusion.diffusion.schedule import Schedule, ScheduleConfig
 from cascaded_diffusion.pixels import to_float, to_uint8
 from cascaded_diffusion.randomness import normal
-from docs_site.canvas import BLUE, GREEN, GREY, INK, ORANGE, Canvas
+from docs_site.canvas import BLUE, GREEN, GREY, ORANGE, Canvas
 
 __all__ = ["FIGURES", "Material"]
 
@@ -250,7 +249,9 @@ def schedules(material: Material) -> Canvas:
         left.plot(u, alpha_bar, color=colour, label=name)
         right.plot(u[1:], torch.log(alpha_bar[1:] / (1 - alpha_bar[1:])), color=colour)
         y = 1.95 - 0.82 * row
-        canvas.words(name.replace(", ", ",\n").replace("shift ", "shift\n"), 0.1, y + 0.36, ha="left", size=8, color=colour)
+        canvas.words(
+            name.replace(", ", ",\n").replace("shift ", "shift\n"), 0.1, y + 0.36, ha="left", size=8, color=colour
+        )
         for column, moment in enumerate(moments):
             level = float(schedule.alpha_bar(torch.tensor(moment, dtype=torch.float64)))
             canvas.image(_noised(image, level), 1.5 + 0.98 * column, y, 0.74, colour)

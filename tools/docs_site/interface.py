@@ -8,6 +8,7 @@ from collections import defaultdict
 import cascaded_diffusion
 from cascaded_diffusion.config import StrictModel
 from docs_site.configuration import home
+from docs_site.docstrings import as_markdown
 from docs_site.markup import generated_note, inline, table
 
 __all__ = ["overview_page", "room_page", "rooms"]
@@ -38,14 +39,14 @@ def overview_page() -> str:
 
 
 _INTRODUCTION = """\
-Everything here is imported from `cascaded_diffusion` itself: `from cascaded_diffusion import Cascade`. The import is quick,
-for a name is loaded when it is first used. Images are uint8 of shape (N, H, W, C) outside the networks, and float in [-1, 1]
-of shape (N, C, H, W) inside."""
+Everything here is imported from `cascaded_diffusion` itself: `from cascaded_diffusion import Cascade`. The import is
+quick, for a name is loaded when it is first used. Images are uint8 of shape (N, H, W, C) outside the networks, and
+float in [-1, 1] of shape (N, C, H, W) inside."""
 
 
 def _first_line(name: str) -> str:
     text = inspect.getdoc(getattr(cascaded_diffusion, name)) or ""
-    return inline(text.partition("\n\n")[0])
+    return inline(as_markdown(text.partition("\n\n")[0]))
 
 
 def room_page(room: str) -> str:
