@@ -61,7 +61,8 @@ def write_too_big(path: Path) -> None:
 
 
 def write_other_zip(path: Path) -> None:
-    np.savez(path.open("wb"), a=np.zeros(3))
+    with path.open("wb") as file:
+        np.savez(file, a=np.zeros(3))
 
 
 def write_script(path: Path) -> None:

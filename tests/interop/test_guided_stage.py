@@ -187,8 +187,8 @@ def test_what_does_not_fit_is_named(adm_checkpoint: AdmCheckpoint, tmp_path: Pat
     ("flags", "words"),
     [
         ("--timestep_respacing 2000", "steps: 2000 is more than the T=1000"),
-        ("--timestep_respacing ddim3 --diffusion_steps 8 ", None),
-        ("--timestep_respacing ddim7 --diffusion_steps 8", "ddim7 needs an integer stride"),
+        ("--timestep_respacing ddim3 --diffusion_steps 8 --noise_schedule cosine", None),
+        ("--timestep_respacing ddim7 --diffusion_steps 8 --noise_schedule cosine", "ddim7 needs an integer stride"),
         ("--class_cond True", "label_emb.weight is missing"),
         ("--learn_sigma True", "out.2.weight has shape [3, 32, 3, 3], expected [6, 32, 3, 3]"),
         ("--num_head_channels 24", "head_channels: 24 does not divide"),

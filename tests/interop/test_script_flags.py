@@ -49,7 +49,7 @@ def test_published_flags_give_the_published_network(
     assert found == flat
     if name in MILLIONS:
         count = sum(parameter.numel() for parameter in network.parameters())
-        assert round(count / 1e6) == MILLIONS[name]
+        assert count / 1e6 == pytest.approx(MILLIONS[name], rel=0.02)
 
 
 def test_the_short_flags_of_the_page_mean_the_published_ones(published: tuple[str, str, bool, str]) -> None:

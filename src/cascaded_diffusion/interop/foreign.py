@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import warnings
 import zipfile
 from pathlib import Path
@@ -34,6 +35,7 @@ _DAMAGE = (
     AssertionError,
     ArithmeticError,
     MemoryError,
+    struct.error,
 )
 """What torch.load raises on bytes that are no checkpoint; it promises nothing."""
 

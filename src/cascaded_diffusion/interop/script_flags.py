@@ -230,7 +230,7 @@ def read_flags(text: str, family: str) -> ReadFlags:
 
 def _pairs(text: str) -> Mapping[str, str]:
     try:
-        words = shlex.split(text)
+        words = shlex.split(text.replace("\\\n", " "))
     except ValueError as error:
         raise UserError(f"--flags: {text!r} cannot be split into words ({error})") from None
     pairs: dict[str, str] = {}

@@ -18,6 +18,7 @@ __all__ = [
     "DecoderLevel",
     "Direction",
     "EncoderLevel",
+    "GroupNorm",
     "Head",
     "Middle",
     "Resampling",
@@ -35,9 +36,43 @@ Direction = Literal["down", "up"]
 _GROUPS = 32
 
 
+_LARGE = 64 * 64
+"""Pixels from which GroupNorm takes its own sums on a CPU."""
+
+_STRIP = 2**17
+"""Numbers that it squares at once; they stay in the processor's cache."""
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation that is as exact on large images as on small ones.
+
+    On a CPU, torch adds up float32 images in channels_last one pixel after the other: answers are off by about 4e-5 at
+    256x256 pixels and 2e-4 at 512x512. Here rows are added up first, then their means.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, columns = x.shape[2:]
+        if x.device.type != "cpu" or x.dtype != torch.float32 or height * columns < _LARGE:
+            return super().forward(x)
+        pixels = x.permute(0, 2, 3, 1)
+        mean = _of_groups(pixels.mean(2).mean(1), self.num_groups)
+        strips = pixels.split(max(_STRIP // (len(x) * columns * x.shape[1]), 1), dim=1)
+        squares = [(strip - mean[:, None, None]).square_().mean(2) for strip in strips]
+        variance = _of_groups(torch.cat(squares, dim=1).mean(1), self.num_groups)
+        scale = (variance + self.eps).rsqrt() * self.weight
+        shift = self.bias - mean * scale
+        return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None])
+
+
+def _of_groups(means: Tensor, groups: int) -> Tensor:
+    """The mean of each channel's group in the place of the channel's own: (N, C) -> (N, C)."""
+    n, width = means.shape
+    return means.view(n, groups, -1).mean(2, keepdim=True).expand(-1, -1, width // groups).reshape(n, width)
+
+
 def group_norm(width: int) -> nn.GroupNorm:
     """Group normalisation with 32 groups, or as many as both 32 and ``width`` are multiples of."""
-    return nn.GroupNorm(math.gcd(_GROUPS, width), width)
+    return GroupNorm(math.gcd(_GROUPS, width), width)
 
 
 def zeroed(module: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
