@@ -30,26 +30,36 @@ from cascaded_diffusion.networks.embeddings import ClassEmbedding, ScalarEmbeddi
 
 __all__ = ["NetworkConfig", "UNet"]
 
-_Count = Annotated[int, Field(ge=1)]
-_Multiplier = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0)]
+_WIDEST = 16_384
+_LEVELS = 12  # of two pixels and up
+_Blocks = Annotated[int, Field(ge=1, le=64)]
+_Side = Annotated[int, Field(ge=1, le=4096)]
+_Multiplier = Annotated[int, Field(gt=0, le=64)] | Annotated[float, Field(gt=0, le=64)]
 
 
 class NetworkConfig(StrictModel):
     """The shape of one stage's U-Net. Resolutions are pixels of the first level's grid, the image's over ``patch``."""
 
-    channels: int = Field(64, ge=1, description="base width; the embeddings are four times as wide")
+    channels: int = Field(64, ge=1, le=8192, description="base width; the embeddings are four times as wide")
     multipliers: tuple[_Multiplier, ...] = Field(
-        min_length=1, description="width of each level in units of channels; every level halves the resolution"
+        min_length=1,
+        max_length=_LEVELS,
+        description="width of each level in units of channels; every level halves the resolution",
     )
-    blocks: _Count | tuple[_Count, ...] = Field(
+    blocks: _Blocks | Annotated[tuple[_Blocks, ...], Field(max_length=_LEVELS)] = Field(
         2, description="residual blocks of a level, one number or one per level (the decoder has one more)"
     )
-    attention: tuple[_Count, ...] = Field((), description="resolutions in pixels at which self-attention acts")
+    attention: tuple[_Side, ...] = Field(
+        (), max_length=_LEVELS, description="resolutions in pixels at which self-attention acts"
+    )
     middle_attention: bool = Field(True, description="self-attention at the lowest resolution, between two blocks")
-    heads: int = Field(4, ge=1, description="attention heads")
-    decoder_heads: int | None = Field(None, ge=1, description="attention heads in the decoder, if not as many")
+    heads: int = Field(4, ge=1, le=1024, description="attention heads")
+    decoder_heads: int | None = Field(None, ge=1, le=1024, description="attention heads in the decoder, if not as many")
     head_channels: int | None = Field(
-        None, ge=1, description="channels of a head; replaces heads and decoder_heads: heads = width / head_channels"
+        None,
+        ge=1,
+        le=8192,
+        description="channels of a head; replaces heads and decoder_heads: heads = width / head_channels",
     )
     attention_order: AttentionOrder = Field(
         "qkv-first",
@@ -60,7 +70,9 @@ class NetworkConfig(StrictModel):
     resample: Literal["conv", "block", "plain"] = Field(
         "conv", description="strided / nearest + conv; BigGAN's residual block; or mean / nearest without weights"
     )
-    patch: int = Field(1, ge=1, description="space-to-depth factor at the input, pixel-shuffle factor at the output")
+    patch: int = Field(
+        1, ge=1, le=64, description="space-to-depth factor at the input, pixel-shuffle factor at the output"
+    )
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -95,6 +107,27 @@ class NetworkConfig(StrictModel):
                 )
         return levels
 
+    def check(self, resolution: int) -> None:
+        """``UserError`` for a shape that no network for images of ``resolution`` pixels can have; nothing is built."""
+        levels = self.level_resolutions(resolution)
+        self.block_counts()
+        if min(self.widths) < 1:
+            raise UserError(
+                f"network.multipliers: {list(self.multipliers)} of {self.channels} channels leaves a level without "
+                f"channels; at least 1 / {self.channels} is allowed"
+            )
+        if max(self.widths) > _WIDEST:
+            raise UserError(
+                f"network.multipliers: {list(self.multipliers)} of {self.channels} channels makes a level of "
+                f"{max(self.widths)} channels; at most {_WIDEST} are allowed"
+            )
+        attending = [width for level, width in zip(levels, self.widths, strict=True) if level in self.attention]
+        for width in attending:
+            self.heads_at(width)
+            self.heads_at(width, decoder=True)
+        if self.middle_attention:
+            self.heads_at(self.widths[-1])
+
     def heads_at(self, width: int, *, decoder: bool = False) -> int:
         """Heads of an attention over ``width`` channels. ``UserError`` if they do not divide it."""
         if self.head_channels is not None:
@@ -118,17 +151,13 @@ class _Builder:
     """Makes the parts of one configuration's network, so that the levels need not repeat what all blocks share."""
 
     def __init__(self, config: NetworkConfig, resolution: int) -> None:
+        config.check(resolution)
         self.config = config
         self.widths = config.widths
         self.counts = config.block_counts()
         self.attends = [level in config.attention for level in config.level_resolutions(resolution)]
         self.last = len(self.widths) - 1
         self.signal_width = 4 * config.channels
-        if min(self.widths) < 1:
-            raise UserError(
-                f"network.multipliers: {list(config.multipliers)} of {config.channels} channels leaves a level without "
-                f"channels; at least 1 / {config.channels} is allowed"
-            )
 
     def encoder(self) -> nn.ModuleList:
         """Levels from the highest resolution to the lowest; only the lowest has no way down."""
