@@ -73,8 +73,9 @@ def explain(error: ValidationError, whole: Any = None, *, within: str = "") -> s
     related = [keys for keys in problems if keys[: len(first)] == first or first[: len(keys)] == keys]
     chosen = max(related, key=len)
     path, message = _told(chosen, problems[chosen], whole, within)
-    others = len(problems) - len(related)
-    more = f"; and {others} more" if others else ""
+    others = [keys for keys in problems if keys not in related]
+    apart = [keys for keys in others if not any(keys != up and keys[: len(up)] == up for up in others)]
+    more = f"; and {len(apart)} more" if apart else ""
     return f"{path}: {message}{more}"
 
 
@@ -122,14 +123,23 @@ def _named(keys: tuple[Any, ...], whole: Any) -> list[str]:
     return words
 
 
+class _Shortly(reprlib.Repr):
+    """``repr`` in a few words, of numbers too: Python refuses to write out very long ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 60
+        self.maxlist = self.maxtuple = self.maxdict = 6
+        self.maxlevel = 2
+
+    def repr_int(self, x: int, level: int) -> str:
+        if abs(x) < 10**30:
+            return repr(x)
+        return f"about {'-' if x < 0 else ''}10^{round(x.bit_length() * 0.30103)}"
+
+
 def shorten(value: Any, *, quoted: bool = True) -> str:
-    """``repr`` of a value, or the words themselves, in at most about sixty characters."""
-    if isinstance(value, int) and abs(value) >= 10**30:  # Python refuses to write very long ones
-        return f"about {'-' if value < 0 else ''}10^{round(value.bit_length() * 0.30103)}"
+    """``repr`` of a value, or the words themselves, in at most about a hundred characters."""
     if isinstance(value, str) and not quoted:
         return value if len(value) <= 60 else f"{value[:28]}...{value[-28:]}"
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = 60
-    short.maxlist = short.maxtuple = short.maxdict = 6
-    short.maxlevel = 2
-    return short.repr(value)
+    return _Shortly().repr(value)
