@@ -1,21 +1,37 @@
-"""The base of every configuration class, and how its errors are told."""
+"""The base of every configuration class, how its errors are told, and the kinds of text that its fields hold."""
 
 from __future__ import annotations
 
 import difflib
-from typing import Any
+import re
+import reprlib
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 
-__all__ = ["StrictModel", "explain"]
+from cascaded_diffusion.errors import UserError
 
+__all__ = ["ClassNames", "Facts", "Hashes", "Name", "StrictModel", "Words", "explain", "shorten"]
 
-_LONGEST_VALUE = 200
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+"""A few words, such as a stage's name or a point's label."""
+Words = Annotated[str, Field(max_length=10_000)]
+"""A sentence or two, such as a rule that was followed."""
+ClassNames = Annotated[tuple[Annotated[str, Field(max_length=1000)], ...], Field(max_length=1_000_000)]
+"""Class i's name at place i."""
+Hashes = Annotated[dict[Name, Annotated[str, Field(max_length=200)]], Field(max_length=10_000)]
+"""File or stage to a hash."""
+Facts = Annotated[dict[Name, Any], Field(max_length=1000)]
+"""A record of where something comes from, whatever its writer knew."""
 
 
 class StrictModel(BaseModel):
-    """A frozen configuration: unknown keys are refused, so a misspelt option never passes silently."""
+    """A frozen configuration: unknown keys are refused, so a misspelt option never passes silently.
+
+    Every field has a description, every number a range, every text and collection a greatest length: what is absurd is
+    refused before memory is taken for it.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -25,28 +41,105 @@ class StrictModel(BaseModel):
         allowed = sorted(cls.model_fields)
         for key in value if isinstance(value, dict) else ():
             if key not in cls.model_fields:
-                close = difflib.get_close_matches(str(key), allowed, n=1)
+                close = difflib.get_close_matches(str(key)[:200], allowed, n=1)
                 hint = f"did you mean {close[0]}? " if close else ""
                 words = f"unknown key; {hint}allowed: {', '.join(allowed)}"
-                raise PydanticCustomError("unknown_key", "{words}", {"words": words, "key": str(key)})
+                raise PydanticCustomError("unknown_key", "{words}", {"words": words, "key": shorten(key, quoted=False)})
         return value
 
+    @classmethod
+    def checked(cls, **values: Any) -> Self:
+        """One of what a person has asked for; ``UserError`` names the key that is wrong."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise UserError(explain(error)) from None
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+
+def explain(error: ValidationError, whole: Any = None, *, within: str = "") -> str:
+    """The first problem of a validation error in one line: the key's path, what is wrong, and the value given.
+
+    Args:
+        error: what pydantic found.
+        whole: what was validated. The path then has a stage's name in place of its number.
+        within: path of the key that holds the whole, such as ``stages.sr32``.
+    """
+    problems: dict[tuple[Any, ...], list[ErrorDetails]] = {}
+    for found in error.errors(include_url=False):
+        unknown = [found["ctx"]["key"]] if found["type"] == "unknown_key" else []
+        problems.setdefault((*_keys(found["loc"]), *unknown), []).append(found)
+    first = next(iter(problems))
+    # The alternatives of one key, and a list with its entry, are one problem; what came furthest says most.
+    related = [keys for keys in problems if keys[: len(first)] == first or first[: len(keys)] == keys]
+    chosen = max(related, key=len)
+    path, message = _told(chosen, problems[chosen], whole, within)
+    others = [keys for keys in problems if keys not in related]
+    apart = [keys for keys in others if not any(keys != up and keys[: len(up)] == up for up in others)]
+    more = f"; and {len(apart)} more" if apart else ""
+    return f"{path}: {message}{more}"
 
 
-def explain(error: ValidationError) -> str:
-    """The first problem of a validation error in one line: the key's path, what is wrong, and the value given."""
-    first = error.errors(include_url=False)[0]
-    unknown = [first["ctx"]["key"]] if first["type"] == "unknown_key" else []
-    path = ".".join(str(part) for part in (*first["loc"], *unknown)) or "the file"
-    message = first["msg"].removeprefix("Value error, ")
-    given = first.get("input")
-    own_words = message.startswith(f"{path.rpartition('.')[2]}: ")
-    if own_words:  # the validator has named the key and the value itself
-        message = message.partition(": ")[2]
-    shown = "" if own_words or isinstance(given, dict | list) else f" (given: {_short(given)})"
-    more = f"; and {error.error_count() - 1} more" if error.error_count() > 1 else ""
-    return f"{path}: {message}{shown}{more}"
+def _told(keys: tuple[Any, ...], found: list[ErrorDetails], whole: Any, within: str) -> tuple[str, str]:
+    """Path and words of one problem."""
+    path = [*([within] if within else []), *_named(keys, whole)]
+    message = "; or ".join(dict.fromkeys(detail["msg"].removeprefix("Value error, ") for detail in found))
+    kind, given = found[0]["type"], found[0]["input"]
+    own = re.match(r"([a-z_][\w.]*): ", message) if kind == "value_error" else None
+    if own:  # the validator has named the key and the value itself
+        if [own[1]] != path[-1:]:
+            path.append(own[1])
+        message = message[own.end() :]
+    tells_itself = own or kind in ("missing", "unknown_key")
+    if tells_itself or (kind == "value_error" and isinstance(given, dict | list | tuple)):
+        return ".".join(path) or "the file", message
+    return ".".join(path) or "the file", f"{message} (given: {shorten(given)})"
+
+
+def _keys(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """A problem's place without pydantic's names for the alternatives of a key, such as ``constrained-int``."""
+    kinds = ("int", "float", "str", "bool", "none")
+
+    def is_kind(part: int | str) -> bool:
+        return isinstance(part, str) and (part in kinds or "[" in part or part.startswith("constrained-"))
+
+    return tuple(part for part in location if not is_kind(part))
+
+
+def _named(keys: tuple[Any, ...], whole: Any) -> list[str]:
+    """The keys as words; a stage in a list goes by its name."""
+    words = []
+    for key in keys:
+        inner = None
+        if isinstance(whole, dict):
+            inner = whole.get(key)
+        elif isinstance(whole, list | tuple) and isinstance(key, int) and key < len(whole):
+            inner = whole[key]
+            names = [entry.get("name") for entry in whole if isinstance(entry, dict)]
+            name = inner.get("name") if isinstance(inner, dict) else None
+            if isinstance(name, str) and re.fullmatch(r"(base|sr)[1-9]\d{0,3}", name) and names.count(name) == 1:
+                key = name
+        words.append(str(key))
+        whole = inner
+    return words
+
+
+class _Shortly(reprlib.Repr):
+    """``repr`` in a few words, of numbers too: Python refuses to write out very long ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 60
+        self.maxlist = self.maxtuple = self.maxdict = 6
+        self.maxlevel = 2
+
+    def repr_int(self, x: int, level: int) -> str:
+        if abs(x) < 10**30:
+            return repr(x)
+        return f"about {'-' if x < 0 else ''}10^{round(x.bit_length() * 0.30103)}"
+
+
+def shorten(value: Any, *, quoted: bool = True) -> str:
+    """``repr`` of a value, or the words themselves, in at most about a hundred characters."""
+    if isinstance(value, str) and not quoted:
+        return value if len(value) <= 60 else f"{value[:28]}...{value[-28:]}"
+    return _Shortly().repr(value)

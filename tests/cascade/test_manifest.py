@@ -78,7 +78,7 @@ def test_a_missing_stage_folder_is_named(folder: Path) -> None:
 def test_a_folder_is_the_stages_name_and_nothing_else(value: str, folder: Path) -> None:
     _edit(folder, lambda content: content["stages"][0].update(folder=value))
     line = _refusal(folder)
-    assert "cascade.json: stages.0: folder" in line
+    assert "cascade.json: stages.base8.folder: " in line
     assert repr(value) in line
 
 
@@ -94,15 +94,15 @@ def test_a_stages_name_cannot_leave_the_folder(value: str, folder: Path) -> None
     "change, words",
     [
         (lambda c: c.update(extra=1), ["extra"]),
-        (lambda c: c["stages"][1].update(extra=1), ["stages.1.extra"]),
-        (lambda c: c["stages"][1]["sampling"].update(step=1), ["stages.1.sampling.step"]),
+        (lambda c: c["stages"][1].update(extra=1), ["stages.sr16.extra"]),
+        (lambda c: c["stages"][1]["sampling"].update(step=1), ["stages.sr16.sampling.step"]),
         (lambda c: c.update(format_version=2), ["format_version", "2"]),
         (lambda c: c.update(stages=[]), ["stages"]),
         (lambda c: c.pop("stages"), ["stages"]),
-        (lambda c: c["stages"][0]["sha256"].pop("config.json"), ["stages.0", "sha256", "config.json"]),
-        (lambda c: c["stages"][0]["sha256"].update({"../x": "0"}), ["stages.0", "sha256"]),
+        (lambda c: c["stages"][0]["sha256"].pop("config.json"), ["stages.base8.sha256", "config.json"]),
+        (lambda c: c["stages"][0]["sha256"].update({"../x": "0"}), ["stages.base8.sha256"]),
         (lambda c: c["stages"].append(c["stages"][1]), ["sr16", "twice"]),
-        (lambda c: c["stages"][1]["sampling"].update(s=2), ["stages.1.sampling.s", "2"]),
+        (lambda c: c["stages"][1]["sampling"].update(s=2), ["stages.sr16.sampling.s", "2"]),
     ],
 )
 def test_a_wrong_manifest_is_told_by_key(change: Callable[[Any], Any], words: list[str], folder: Path) -> None:

@@ -119,8 +119,6 @@ def test_stages_come_in_the_order_of_the_cascade(chain: Cascade) -> None:
         ("base8", {"guidance": [1]}, "guidance: cannot be swept: base8 was trained with training.class_dropout 0"),
         ("sr16", {"endpoints": [(0.1, 0.2)]}, "endpoints: cannot be swept: sr16 was trained with cosine T=40"),
         ("sr16", {"s": [0, 0.6]}, "s: 0.6 for sr16 is out of range; allowed 0 to 0.5"),
-        ("sr16", {"s": [-0.1]}, "s: -0.1 for sr16 is out of range; allowed 0 to 0.5"),
-        ("sr16", {"guidance": [101]}, "guidance: 101.0 for sr16 is out of range; allowed 0 to 100"),
         ("sr16", {"steps": [41]}, "steps: 41 is more than the T=40 that the stage was trained with"),
         ("sr32", {"steps": ["ddim5"]}, "steps: 'ddim5' needs a discrete stage"),
         ("sr32", {"endpoints": [(0.2, 0.1)]}, r"sr32: endpoints: \[0.2, 0.1\] is not a pair 0 < first <= last < 1"),

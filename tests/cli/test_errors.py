@@ -338,10 +338,10 @@ def test_damaged_cascade(
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"folder": "../sr16"}, "stages.1: folder '../sr16' must equal the stage's name"),
+        ({"folder": "../sr16"}, "stages.sr16.folder: '../sr16' must equal the stage's name"),
         ({"name": "../sr16", "folder": "../sr16"}, "'../sr16' is not a stage name"),
-        ({"sha256": {}}, "sha256 must name exactly"),
-        ({"sampling": {"steps": 0}}, "stages.1.sampling.steps"),
+        ({"sha256": {}}, "sha256: must name exactly"),
+        ({"sampling": {"steps": 0}}, "stages.sr16.sampling.steps"),
     ],
 )
 def test_forged_cascade(refused: Refused, broken: Path, tmp_path: Path, change: dict[str, object], words: str) -> None:

@@ -298,7 +298,7 @@ def test_half_precision_networks_are_read_in_float32() -> None:
     ({"noise_schedule": {"timesteps": None}, "variance": "learned"}, "allowed here: beta, posterior"),
     ({"noise_schedule": {"continuous": True}, "variance": "learned"}, "allowed here: beta, posterior"),
     ({"noise_schedule": {"timesteps": 1}, "variance": "learned"}, "at least 2 timesteps, got 1"),
-    ({"variance": "learned", "min_snr_gamma": 5}, "min_snr_gamma does not go"),
+    ({"variance": "learned", "min_snr_gamma": 5}, "min_snr_gamma: 5 does not go"),
     ({"min_snr_gamma": 0}, "min_snr_gamma"),
     ({"prediction": "noise"}, "prediction"),
     ({"noise_shedule": {}}, "noise_shedule"),

@@ -95,15 +95,15 @@ def test_files_that_are_no_recipe(content: bytes, words: str, path: Path) -> Non
     "old, new, words",
     [
         ("name: mine", "name: mine\ncolour: 3", ["colour"]),
-        ("training: {images: 1000}", "training: {imges: 1000}", ["stages.0.training.imges", "images"]),
-        ("{timesteps: 100}", "{timesteps: 100, kindd: x}", ["stages.0.diffusion.noise_schedule.kindd"]),
-        ("s_max: 0.5", "s_max: 1.5", ["stages.1.conditioning.s_max", "1.5"]),
-        ("resolution: 16", "resolution: 18", ["stages.1", "sr16", "18"]),
-        ("channels: 32, multipliers: [1]", "multipliers: [1, 1, 1, 1, 1]", ["stages.0", "resolution: 8"]),
-        ("  - name: base8", "  - name: base9", ["stages.0", "base9", "allowed base8, sr8"]),
+        ("training: {images: 1000}", "training: {imges: 1000}", ["stages.base8.training.imges", "images"]),
+        ("{timesteps: 100}", "{timesteps: 100, kindd: x}", ["stages.base8.diffusion.noise_schedule.kindd"]),
+        ("s_max: 0.5", "s_max: 1.5", ["stages.sr16.conditioning.s_max", "1.5"]),
+        ("resolution: 16", "resolution: 18", ["stages.sr16.name: ", "18"]),
+        ("channels: 32, multipliers: [1]", "multipliers: [1, 1, 1, 1, 1]", ["stages.base8.resolution: 8"]),
+        ("  - name: base8", "  - name: base9", ["stages.base9.name: ", "base9", "allowed base8, sr8"]),
         ("channels: from-data", "channels: many", ["channels", "many"]),
-        ("    network: {channels: 32, multipliers: [1, 2]}\n", "", ["stages.1.network"]),
-        ("    conditioning: {augmentation: gaussian, s_max: 0.5}\n", "", ["stages.1", "sr16", "needs it"]),
+        ("    network: {channels: 32, multipliers: [1, 2]}\n", "", ["stages.sr16.network: Field required"]),
+        ("    conditioning: {augmentation: gaussian, s_max: 0.5}\n", "", ["stages.sr16.conditioning: ", "needs it"]),
     ],
 )
 def test_what_is_wrong_is_told_by_its_path(old: str, new: str, words: list[str], path: Path) -> None:
@@ -244,6 +244,9 @@ def test_classes_can_be_left_aside(path: Path) -> None:
 
 
 def test_what_is_said_of_the_stage_below_must_be_true(path: Path) -> None:
-    recipe = _load(path, overrides=["conditioning.low_resolution=4"], stage="sr16")
-    with pytest.raises(UserError, match=r"conditioning\.low_resolution: sr16 says 4, but base8 before it has 8"):
-        stage_config(recipe, "sr16", channels=3, classes=None, class_names=None)
+    line = _refusal(path, overrides=["conditioning.low_resolution=4"], stage="sr16")
+    assert "stages.sr16.conditioning.low_resolution: 4, but base8 before it has 8; leave it out" in line
+    line = _refusal(path, overrides=["conditioning.low_schedule={timesteps: 200}"], stage="sr16")
+    assert "stages.sr16.conditioning.low_schedule: cosine T=200, but base8 before it has cosine T=100" in line
+    agreeing = ["conditioning.low_resolution=8", "conditioning.low_schedule={timesteps: 100}"]
+    assert _load(path, overrides=agreeing, stage="sr16").stage("sr16").conditioning is not None

@@ -6,13 +6,13 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.cascade.stage import CONFIG_FILE, WEIGHTS_FILE, StageConfig
-from cascaded_diffusion.config import StrictModel, explain
+from cascaded_diffusion.config import ClassNames, Facts, Hashes, Name, StrictModel, explain
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import read_json, sha256_of
 from cascaded_diffusion.reading.plain import refuse_outside
@@ -34,12 +34,12 @@ _STAGE_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 class StageEntry(StrictModel):
     """One stage in ``cascade.json``."""
 
-    name: str = Field(description="The stage's name.")
-    folder: str = Field(description="Its folder, equal to its name.")
-    sha256: dict[str, str] = Field(description="SHA-256 of each of its files, checked when it is loaded.")
+    name: Name = Field(description="The stage's name.")
+    folder: Name = Field(description="Its folder, equal to its name.")
+    sha256: Hashes = Field(description="SHA-256 of each of its files, checked when it is loaded.")
     sampling: SamplingConfig = Field(description="Default sampling settings in this cascade.")
     truncated: bool = Field(default=False, description="Whether the stage below can be stopped at s for this one.")
-    provenance: dict[str, Any] = Field(default_factory=dict, description="Where the weights come from.")
+    provenance: Facts = Field(default_factory=dict, description="Where the weights come from.")
 
     @field_validator("name")
     @classmethod
@@ -51,22 +51,22 @@ class StageEntry(StrictModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.folder != self.name:
-            raise ValueError(f"folder {self.folder!r} must equal the stage's name {self.name!r}")
+            raise ValueError(f"folder: {self.folder!r} must equal the stage's name {self.name!r}")
         if set(self.sha256) != set(_STAGE_FILES):
-            raise ValueError(f"sha256 must name exactly {', '.join(_STAGE_FILES)}")
+            raise ValueError(f"sha256: must name exactly {', '.join(_STAGE_FILES)}")
         return self
 
 
 class CascadeManifest(StrictModel):
     """The content of ``cascade.json``."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1] = Field(default=1, description="Version of this file's layout.")
     stages: tuple[StageEntry, ...] = Field(
         min_length=1, max_length=16, description="The stages in order, the base first."
     )
-    classes: int | None = Field(default=None, ge=1, description="Number of classes, or null.")
-    class_names: tuple[str, ...] | None = Field(default=None, description="Their names, if known.")
-    provenance: dict[str, Any] = Field(default_factory=dict, description="Who made it, with what.")
+    classes: int | None = Field(default=None, ge=1, le=1_000_000, description="Number of classes, or null.")
+    class_names: ClassNames | None = Field(default=None, description="Their names, if known.")
+    provenance: Facts = Field(default_factory=dict, description="Who made it, with what.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -82,10 +82,11 @@ class CascadeManifest(StrictModel):
         refuse_outside(folder, path)
         if not path.is_file():
             raise UserError(f"{folder}: not a cascade (no {MANIFEST_FILE}); make one with cdm assemble")
+        value = read_json(path)
         try:
-            manifest = cls.model_validate(read_json(path))
+            manifest = cls.model_validate(value)
         except ValidationError as error:
-            raise UserError(f"{path}: {explain(error)}") from None
+            raise UserError(f"{path}: {explain(error, value)}") from None
         refuse_outside(folder, *(folder / entry.folder / name for entry in manifest.stages for name in _STAGE_FILES))
         return manifest
 

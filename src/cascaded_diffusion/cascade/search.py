@@ -122,7 +122,7 @@ def prepare_search(
     channels = next(iter(cascade.stages.values())).config.channels
     if data.channels != channels:
         raise UserError(f"{data.folder}: its images have {data.channels} channels, the cascade's have {channels}")
-    request = SearchRequest(
+    request = SearchRequest.checked(
         points={name: tuple(point.label for point in found) for name, found in points.items()},
         **_ground(cascade, manifest, data, extractor, choices, split),
         num=num,

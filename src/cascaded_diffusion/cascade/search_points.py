@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, ValidationError
 
 from cascaded_diffusion.cascade.chain import Cascade
-from cascaded_diffusion.cascade.sampling import SamplingConfig, StepCount
+from cascaded_diffusion.cascade.sampling import Endpoints, Guidance, SamplingConfig, StepCount, Strength
 from cascaded_diffusion.cascade.settings import Requests, resolve_settings
 from cascaded_diffusion.cascade.stage import Stage
 from cascaded_diffusion.cascade.walk import Plan
@@ -49,16 +49,26 @@ class Sweep(StrictModel):
     means both.
     """
 
-    s: tuple[float, ...] | None = Field(
-        default=None, min_length=1, description="Strengths; default 0, 0.05, ... 0.5, as far as the stage knows them."
+    s: tuple[Strength, ...] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1000,
+        description="Strengths; default 0, 0.05, ... 0.5, as far as the stage knows them.",
     )
     augmentation: tuple[Literal["truncated", "nontruncated"], ...] | None = Field(
-        default=None, min_length=1, description="Modes; default all that the stage has."
+        default=None, min_length=1, max_length=10, description="Modes; default all that the stage has."
     )
-    steps: tuple[StepCount, ...] | None = Field(default=None, min_length=1, description="Sampling steps.")
-    guidance: tuple[float, ...] | None = Field(default=None, min_length=1, description="Guidance scales.")
-    endpoints: tuple[tuple[float, float], ...] | None = Field(
-        default=None, min_length=1, description="First and last beta of a linear sampling schedule (SR3)."
+    steps: tuple[StepCount, ...] | None = Field(
+        default=None, min_length=1, max_length=1000, description="Sampling steps."
+    )
+    guidance: tuple[Guidance, ...] | None = Field(
+        default=None, min_length=1, max_length=1000, description="Guidance scales."
+    )
+    endpoints: tuple[Endpoints, ...] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1000,
+        description="First and last beta of a linear sampling schedule (SR3).",
     )
 
     @property

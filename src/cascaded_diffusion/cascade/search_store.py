@@ -13,14 +13,14 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import Field, ValidationError
 
 from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.cascade.search_points import Pass, Point
-from cascaded_diffusion.config import StrictModel, explain
+from cascaded_diffusion.config import Facts, Hashes, Name, StrictModel, Words, explain
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import atomic_write, read_json, write_json
 from cascaded_diffusion.reading.archive import read_npz
@@ -41,39 +41,52 @@ RESULTS_FILE = "results.csv"
 _LARGEST = 2**36  # what it holds was in memory once
 
 Model = TypeVar("Model", bound=StrictModel)
+_STAGES = Field(max_length=16)
+_Count = Annotated[int, Field(ge=1, le=10**12)]
+_Distance = Annotated[float, Field(ge=-1e18, le=1e18)]
 
 
 class SearchRequest(StrictModel):
     """What was asked. Two searches may share a folder only if all of this is equal."""
 
-    points: dict[str, tuple[str, ...]] = Field(description="Stage to its points in words, in the order of the search.")
-    fixed: dict[str, dict[str, Any]] = Field(description="Settings that are not swept, of every stage that runs.")
-    weights: dict[str, dict[str, str]] = Field(description="SHA-256 of the files of every stage that runs.")
-    num: int = Field(ge=2, description="Samples a point.")
-    seed: int = Field(ge=0, description="Of the samples; sample i has the same noise at every point.")
-    split: str = Field(description="The real images compared with.")
-    features: str = Field(description="Name of the features.")
-    features_hash: str = Field(description="SHA-256 of what computes them.")
-    references: dict[str, str] = Field(description="Searched stage to the hash of its real images' statistics.")
+    points: Annotated[dict[Name, Annotated[tuple[Name, ...], Field(max_length=100_000)]], _STAGES] = Field(
+        description="Stage to its points in words, in the order of the search."
+    )
+    fixed: Annotated[dict[Name, Facts], _STAGES] = Field(
+        description="Settings that are not swept, of every stage that runs."
+    )
+    weights: Annotated[dict[Name, Hashes], _STAGES] = Field(
+        description="SHA-256 of the files of every stage that runs."
+    )
+    num: int = Field(ge=2, le=10**12, description="Samples a point.")
+    seed: int = Field(ge=0, lt=2**63, description="Of the samples; sample i has the same noise at every point.")
+    split: Name = Field(description="The real images compared with.")
+    features: Words = Field(description="Name of the features.")
+    features_hash: Name = Field(description="SHA-256 of what computes them.")
+    references: Hashes = Field(description="Searched stage to the hash of its real images' statistics.")
     precision: Literal["auto", "fp32", "bf16"] = Field(description="Arithmetic of the networks.")
 
 
 class PointResult(StrictModel):
     """One point's score."""
 
-    key: str = Field(description="Name of the point's files.")
-    label: str = Field(description="The point in words.")
-    stage: str = Field(description="The searched stage.")
-    settings: dict[str, SamplingConfig] = Field(description="Of every stage that ran.")
-    evaluations: dict[str, int] = Field(description="Network evaluations an image, of every stage that ran.")
-    value: float = Field(description="Frechet distance to the real images of the stage's resolution.")
-    standard_error: float = Field(description="Its standard error over samples, by bootstrap.")
-    replicates: tuple[float, ...] = Field(
-        default=(), description="Its value for each resample; resample i draws the same samples at every point."
+    key: Name = Field(description="Name of the point's files.")
+    label: Name = Field(description="The point in words.")
+    stage: Name = Field(description="The searched stage.")
+    settings: Annotated[dict[Name, SamplingConfig], _STAGES] = Field(description="Of every stage that ran.")
+    evaluations: Annotated[dict[Name, Annotated[int, Field(ge=0, le=10**9)]], _STAGES] = Field(
+        description="Network evaluations an image, of every stage that ran."
     )
-    n: int = Field(description="Samples.")
-    dimensions: int = Field(description="Of the features.")
-    reference_n: int = Field(description="Real images.")
+    value: _Distance = Field(description="Frechet distance to the real images of the stage's resolution.")
+    standard_error: float = Field(ge=0, le=1e18, description="Its standard error over samples, by bootstrap.")
+    replicates: tuple[_Distance, ...] = Field(
+        default=(),
+        max_length=10_000,
+        description="Its value for each resample; resample i draws the same samples at every point.",
+    )
+    n: _Count = Field(description="Samples.")
+    dimensions: _Count = Field(description="Of the features.")
+    reference_n: _Count = Field(description="Real images.")
 
 
 def difference_error(a: PointResult, b: PointResult) -> float:
@@ -90,11 +103,13 @@ def difference_error(a: PointResult, b: PointResult) -> float:
 class StageResult(StrictModel):
     """What is known of one stage."""
 
-    stage: str = Field(description="The searched stage.")
-    swept: tuple[str, ...] = Field(description="The settings that differ between its points.")
-    passes: dict[str, int] = Field(description="Times that all samples went through each stage for these points.")
-    points: tuple[PointResult, ...] = Field(description="The points done so far.")
-    best: str | None = Field(description="Key of the best point; null while points are missing.")
+    stage: Name = Field(description="The searched stage.")
+    swept: tuple[Name, ...] = Field(max_length=10, description="The settings that differ between its points.")
+    passes: Annotated[dict[Name, Annotated[int, Field(ge=0, le=10**9)]], _STAGES] = Field(
+        description="Times that all samples went through each stage for these points."
+    )
+    points: tuple[PointResult, ...] = Field(max_length=100_000, description="The points done so far.")
+    best: Name | None = Field(description="Key of the best point; null while points are missing.")
 
     @property
     def winner(self) -> PointResult | None:
@@ -105,11 +120,13 @@ class StageResult(StrictModel):
 class SearchRecord(StrictModel):
     """The content of ``search.json``."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1] = Field(default=1, description="Version of this file's layout.")
     request: SearchRequest = Field(description="What was asked.")
-    score: str = Field(description="Name of the score, such as fd_fashion-mnist; lower is better.")
-    provenance: dict[str, str] = Field(description="Versions and device.")
-    searched: tuple[StageResult, ...] = Field(default=(), description="Stages in the order in which they are searched.")
+    score: Name = Field(description="Name of the score, such as fd_fashion-mnist; lower is better.")
+    provenance: Hashes = Field(description="Versions and device.")
+    searched: tuple[StageResult, ...] = Field(
+        default=(), max_length=16, description="Stages in the order in which they are searched."
+    )
 
 
 class SearchStore:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.conditioning.augmentation import ConditioningConfig
-from cascaded_diffusion.config import StrictModel, explain
+from cascaded_diffusion.config import ClassNames, Name, StrictModel, explain
 from cascaded_diffusion.diffusion.denoiser import Diffusion, DiffusionConfig, NetworkCall
 from cascaded_diffusion.diffusion.schedule import Schedule
 from cascaded_diffusion.errors import UserError
@@ -34,7 +34,7 @@ MAX_CLASSES = 1_000_000
 class StageRecipe(StrictModel):
     """One stage as a recipe states it."""
 
-    name: str = Field(description="base<R> for the first stage, sr<R> for the others; R is the resolution.")
+    name: Name = Field(description="base<R> for the first stage, sr<R> for the others; R is the resolution.")
     resolution: int = Field(ge=1, le=4096, description="Side of the square images it makes, in pixels.")
     network: NetworkConfig = Field(description="The U-Net.")
     diffusion: DiffusionConfig = Field(default=DiffusionConfig(), description="The diffusion process.")
@@ -62,9 +62,7 @@ class StageRecipe(StrictModel):
         low = self.conditioning.low_resolution if self.conditioning is not None else None
         if low is not None and low >= self.resolution:
             raise ValueError(f"conditioning.low_resolution: {low} is not below {self.resolution}")
-        # Raises if the levels do not divide the resolution or attention has no place.
-        self.network.level_resolutions(self.resolution)
-        self.network.block_counts()
+        self.network.check(self.resolution)
         return self
 
     def check_sampling(self, sampling: SamplingConfig) -> None:
@@ -86,10 +84,10 @@ class StageRecipe(StrictModel):
 class StageConfig(StageRecipe):
     """One stage as its run and stage folders record it: the recipe's part and what the data settled."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1] = Field(default=1, description="Version of this file's layout.")
     channels: int = Field(ge=1, le=4, description="Image channels: 1 grey, 3 colour.")
     classes: int | None = Field(default=None, ge=1, le=MAX_CLASSES, description="Number of classes, or null.")
-    class_names: tuple[str, ...] | None = Field(default=None, description="Their names, if the data has them.")
+    class_names: ClassNames | None = Field(default=None, description="Their names, if the data has them.")
     flip: bool = Field(default=False, description="Whether training images were mirrored at random.")
 
     @model_validator(mode="after")

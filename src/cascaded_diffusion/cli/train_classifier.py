@@ -60,7 +60,7 @@ def train_classifier_command(
     side = prepared.resolutions[-1] if resolution is None else resolution
     images = train.images(side)
     place = pick_device(device)
-    training = ClassifierTraining(images=max(round(epochs * len(train)), 1), seed=seed)
+    training = ClassifierTraining.checked(images=max(round(min(epochs, 1e9) * len(train)), 1), seed=seed)
     with ProgressDisplay() as display:
         trained = train_classifier(
             images,

@@ -30,8 +30,10 @@ def whole_from(minimum: int) -> Callable[[Any], int]:
 
     def read(value: Any) -> int:
         text = str(value)
-        if not text.removeprefix("-").isdecimal() or not text.isascii() or int(text) < minimum:
-            raise typer.BadParameter(f"{text!r}; allowed: whole numbers from {minimum}")
+        if len(text) > 20 or not text.removeprefix("-").isdecimal() or not text.isascii() or int(text) < minimum:
+            raise typer.BadParameter(f"{text[:60]!r}; allowed: whole numbers from {minimum}")
+        if int(text) >= 2**63:
+            raise typer.BadParameter(f"{text}; allowed: whole numbers from {minimum} to {2**63 - 1}")
         return int(text)
 
     return read

@@ -17,7 +17,7 @@ At sampling a gaussian stage has three modes. ``truncated``: the stage below sto
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -45,6 +45,7 @@ __all__ = [
 
 AugmentationMode = Literal["truncated", "nontruncated", "none"]
 SAMPLING_MODES: tuple[AugmentationMode, ...] = ("truncated", "nontruncated", "none")
+_Sigma = Annotated[float, Field(gt=0, le=100)]
 
 
 class ConditioningConfig(StrictModel):
@@ -59,7 +60,7 @@ class ConditioningConfig(StrictModel):
         default=0.0, ge=0, le=1, description="gaussian: share of examples with s exactly 0; 0 in the paper."
     )
     blur_kernel: Literal[3] = Field(default=3, description="blur: width of the filter in pixels; the paper's is 3.")
-    blur_sigma: tuple[float, float] = Field(
+    blur_sigma: tuple[_Sigma, _Sigma] = Field(
         default=(0.4, 0.6),
         description="blur: sigma in low-resolution pixels is drawn from this range; the paper's best.",
     )
@@ -70,7 +71,7 @@ class ConditioningConfig(StrictModel):
         default="bilinear", description="Enlargement before concatenation, half-pixel centres; the paper names both."
     )
     low_resolution: int | None = Field(
-        default=None, ge=1, description="Resolution of the stage below; filled in from the recipe."
+        default=None, ge=1, le=4096, description="Resolution of the stage below; filled in from the recipe."
     )
     low_schedule: ScheduleConfig | None = Field(
         default=None,
@@ -80,8 +81,8 @@ class ConditioningConfig(StrictModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         low, high = self.blur_sigma
-        if not 0 < low <= high:
-            raise ValueError(f"blur_sigma: ({low:g}, {high:g}) is not a range of positive values")
+        if low > high:
+            raise ValueError(f"blur_sigma: [{low:g}, {high:g}] is not a range; allowed: lowest first")
         return self
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from cascaded_diffusion.config import StrictModel, explain
+from cascaded_diffusion.config import Name, StrictModel, Words, explain
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import read_json
 
@@ -44,7 +44,7 @@ class Request(StrictModel):
         description="SHA-256 over what the source holds: names and sizes of files, or an archive's check sums."
     )
     val: float | None = Field(gt=0, lt=1, description="Fraction of images meant for val, by content hash.")
-    limit: int | None = Field(ge=1, description="Most images taken of each split.")
+    limit: int | None = Field(ge=1, lt=2**63, description="Most images taken of each split.")
     skip_bad: bool = Field(description="Whether unreadable files were left out instead of stopping the run.")
     allow_upscale: bool = Field(description="Whether crops smaller than a resolution were enlarged to it.")
 
@@ -53,22 +53,24 @@ class Manifest(StrictModel):
     """Description of a folder of prepared data; written last, so a folder that has one is complete."""
 
     format_version: Literal[1] = Field(description="Version of this folder layout.")
-    source: str = Field(description="Name of what the images came from: a data set, or the last part of a path.")
+    source: Words = Field(description="Name of what the images came from: a data set, or the last part of a path.")
     channels: Literal[1, 3] = Field(description="Channels of every image: 1 grey, 3 red-green-blue.")
-    class_names: list[str] | None = Field(
+    class_names: list[Annotated[str, Field(max_length=1000)]] | None = Field(
         min_length=1, max_length=1_000_000, description="Name of class i at place i; null without classes."
     )
     counts: Counts = Field(description="Images in each split.")
     resolutions: list[Annotated[int, Field(ge=1, le=MAX_RESOLUTION)]] = Field(
         min_length=1, max_length=64, description="Sides in pixels, ascending."
     )
-    crop: str = Field(description="How the square was cut from the source image, in words.")
-    resize: str = Field(description="How the square was brought to each resolution, in words.")
-    split: str = Field(description="How images were divided into train and val, in words.")
-    upscaled: int = Field(ge=0, description="Images enlarged to at least one of the resolutions.")
-    skipped: int = Field(ge=0, description="Unreadable files left out.")
-    skipped_files: list[str] = Field(description="Their names inside the source, each with the reason.")
-    files: dict[str, Sha256] = Field(description="SHA-256 of every array file.")
+    crop: Words = Field(description="How the square was cut from the source image, in words.")
+    resize: Words = Field(description="How the square was brought to each resolution, in words.")
+    split: Words = Field(description="How images were divided into train and val, in words.")
+    upscaled: int = Field(ge=0, le=10**12, description="Images enlarged to at least one of the resolutions.")
+    skipped: int = Field(ge=0, le=10**12, description="Unreadable files left out.")
+    skipped_files: list[Words] = Field(
+        max_length=10_000_000, description="Their names inside the source, each with the reason."
+    )
+    files: dict[Name, Sha256] = Field(max_length=10_000, description="SHA-256 of every array file.")
     request: Request = Field(description="What was asked for.")
 
     @model_validator(mode="after")

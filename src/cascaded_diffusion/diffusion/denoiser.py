@@ -50,7 +50,10 @@ class DiffusionConfig(StrictModel):
         description="Embed step t as t 1000/T; false feeds t itself, as guided-diffusion's published models do.",
     )
     min_snr_gamma: float | None = Field(
-        default=None, gt=0, description="Weight the simple loss by min(SNR, gamma) (2303.09556); null: no weighting."
+        default=None,
+        gt=0,
+        le=1e6,
+        description="Weight the simple loss by min(SNR, gamma) (2303.09556); null: no weighting.",
     )
 
     @model_validator(mode="after")
@@ -64,7 +67,8 @@ class DiffusionConfig(StrictModel):
             raise ValueError("variance: learned needs at least 2 timesteps, got 1; allowed here: beta, posterior")
         if self.variance == "learned" and self.min_snr_gamma is not None:
             raise ValueError(
-                "min_snr_gamma does not go with variance: learned, whose hybrid loss has a weight of its own"
+                f"min_snr_gamma: {self.min_snr_gamma:g} does not go with variance: learned, whose hybrid loss has a "
+                "weight of its own; allowed: null"
             )
         return self
 

@@ -72,11 +72,13 @@ class ScheduleConfig(StrictModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.kind != "linear" and (self.beta_start is not None or self.beta_end is not None):
-            raise ValueError(f"beta_start and beta_end belong to kind: linear, not {self.kind}")
+            raise ValueError(
+                f"kind: {self.kind} has no beta_start or beta_end, they belong to kind: linear; remove them"
+            )
         start, end = self.betas
         if self.kind == "linear":
             if not start <= end < 1:
-                raise ValueError(f"beta_start ({start:g}) <= beta_end ({end:g}) < 1 does not hold")
+                raise ValueError(f"beta_start: {start:g} to beta_end {end:g}; beta_start <= beta_end < 1 does not hold")
             self._check_linear_end(start, end)
         return self
 
@@ -88,7 +90,7 @@ class ScheduleConfig(StrictModel):
             allowed = math.log(_LEAST_ALPHA_BAR)
         if log_last < allowed:
             raise ValueError(
-                f"beta_start ({start:g}) and beta_end ({end:g}) leave alpha_bar = exp({log_last:.0f}) at the end; "
+                f"beta_end: {end:g} after beta_start {start:g} leaves alpha_bar = exp({log_last:.0f}) at the end; "
                 f"allowed from exp({allowed:.0f})"
             )
 

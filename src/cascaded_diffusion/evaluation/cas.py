@@ -35,7 +35,7 @@ Watch = Callable[[str, int, int], None]
 class CasConfig(StrictModel):
     """How the classifiers of the score are trained. Samples and real images get the same."""
 
-    epochs: float = Field(default=15, gt=0, description="Times that each image is seen.")
+    epochs: float = Field(default=15, gt=0, le=1e6, description="Times that each image is seen.")
     training: ClassifierTraining = Field(
         default=ClassifierTraining(), description="Everything else; its length is replaced by the epochs."
     )

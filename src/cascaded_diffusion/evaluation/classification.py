@@ -23,16 +23,20 @@ __all__ = ["ClassifierTraining", "config_for", "predict", "train_classifier"]
 class ClassifierTraining(StrictModel):
     """How a classifier is trained: SGD with momentum, one cycle of the learning rate."""
 
-    images: int = Field(default=307_200, ge=1, description="Length of the training in images, repeats counted.")
-    batch_size: int = Field(default=128, ge=2, description="Images a step; batch norm needs at least two.")
-    learning_rate: float = Field(default=0.08, gt=0, description="Peak learning rate.")
+    images: int = Field(
+        default=307_200, ge=1, le=10**13, description="Length of the training in images, repeats counted."
+    )
+    batch_size: int = Field(
+        default=128, ge=2, le=1_000_000, description="Images a step; batch norm needs at least two."
+    )
+    learning_rate: float = Field(default=0.08, gt=0, le=100, description="Peak learning rate.")
     warm_up: float = Field(default=0.2, ge=0, lt=1, description="Share of the training until the peak.")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="Nesterov momentum.")
-    weight_decay: float = Field(default=5e-4, ge=0, description="Weight decay.")
+    weight_decay: float = Field(default=5e-4, ge=0, le=100, description="Weight decay.")
     label_smoothing: float = Field(default=0.1, ge=0, lt=1, description="Share of the target spread over all classes.")
     shift: float = Field(default=1 / 16, ge=0, lt=0.5, description="Largest shift, as a share of the side.")
     flip: bool = Field(default=True, description="Mirror half of the images.")
-    seed: int = Field(default=0, ge=0, description="Of the initial weights, the order, shifts and flips.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Of the initial weights, the order, shifts and flips.")
     precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="As in a stage's training.")
 
     def rate(self, seen: int) -> float:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, ValidationError, model_validator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cascaded_diffusion.config import StrictModel, explain
+from cascaded_diffusion.config import ClassNames, Facts, StrictModel, explain
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import new_folder, open_as_usual, read_json, sha256_of, write_json
 from cascaded_diffusion.reading.plain import refuse_outside
@@ -42,17 +42,15 @@ def default_architecture(resolution: int) -> Literal["small", "resnet50"]:
 class ClassifierConfig(StrictModel):
     """What a classifier takes and gives."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1] = Field(default=1, description="Version of this file's layout.")
     architecture: Literal["small", "resnet50"] = Field(description="The network.")
     resolution: int = Field(ge=4, le=4096, description="Side of its square input in pixels.")
     channels: int = Field(ge=1, le=4, description="Input channels: 1 grey, 3 colour.")
     classes: int = Field(ge=2, le=1_000_000, description="Number of classes.")
-    class_names: tuple[str, ...] | None = Field(default=None, description="Their names, if the data has them.")
-    mean: float = Field(default=0.5, description="Subtracted from pixels scaled to [0, 1].")
-    std: float = Field(default=0.25, gt=0, description="They are then divided by this.")
-    provenance: dict[str, Any] = Field(
-        default_factory=dict, description="What it was trained on, and how well it does."
-    )
+    class_names: ClassNames | None = Field(default=None, description="Their names, if the data has them.")
+    mean: float = Field(default=0.5, ge=0, le=1, description="Subtracted from pixels scaled to [0, 1].")
+    std: float = Field(default=0.25, gt=0, le=1, description="They are then divided by this.")
+    provenance: Facts = Field(default_factory=dict, description="What it was trained on, and how well it does.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

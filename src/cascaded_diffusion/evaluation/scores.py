@@ -7,11 +7,11 @@ import textwrap
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError
 
-from cascaded_diffusion.config import StrictModel, explain
+from cascaded_diffusion.config import Facts, Hashes, Name, StrictModel, Words, explain
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import read_json, write_json
 
@@ -30,18 +30,20 @@ __all__ = [
 
 FORMAT_VERSION = 1
 WIDTH = 100
-ByStage = dict[str, Any] | None
+ByStage = Facts | None
+_Count = Annotated[int, Field(ge=1, le=10**12)]
+_Side = Annotated[int, Field(ge=1, le=65_536)]
 
 
 class Origin(StrictModel):
     """Which images were scored, and how they were made; settings are dictionaries by stage, null for a given file."""
 
-    source: dict[str, Any] = Field(
-        description="kind, name and sha256 of what the images come from; of a run also which."
+    source: Facts = Field(description="kind, name and sha256 of what the images come from; of a run also which.")
+    low_res: Words | None = Field(default=None, description="The real images that were enlarged, in words, or null.")
+    seed: int | None = Field(
+        default=None, ge=0, lt=2**63, description="Of the samples' noise, and of the choice among given images."
     )
-    low_res: str | None = Field(default=None, description="The real images that were enlarged, in words, or null.")
-    seed: int | None = Field(default=None, description="Of the samples' noise, and of the choice among given images.")
-    precision: str | None = Field(default=None, description="Of the networks while sampling.")
+    precision: Name | None = Field(default=None, description="Of the networks while sampling.")
     evaluations: ByStage = Field(default=None, description="Network evaluations an image.")
     sampler: ByStage = Field(default=None, description="The sampler.")
     steps: ByStage = Field(default=None, description="Steps over the whole range.")
@@ -57,21 +59,23 @@ class Origin(StrictModel):
 class Provenance(Origin):
     """Everything that a score depends on; null where it does not apply."""
 
-    n: int = Field(ge=1, description="Number of samples.")
-    resolution: int = Field(ge=1, description="Side of the samples in pixels.")
-    channels: str = Field(description="Channels of samples and data, and how a difference was settled.")
-    data: str = Field(description="Name of what the real images came from.")
-    split: str | None = Field(default=None, description="Which of the real images were compared with.")
-    reference_n: int | None = Field(default=None, description="Their number.")
-    reference_hash: str | None = Field(default=None, description="SHA-256 that stands for images and extractor.")
-    reference_resolution: int | None = Field(default=None, description="Side of the real images in pixels.")
-    extractor: str | None = Field(default=None, description="Name of the feature extractor.")
-    extractor_hash: str | None = Field(default=None, description="SHA-256 of what decides its features.")
-    resize: str | None = Field(default=None, description="How images reach the extractor's size, in words.")
-    dtype: str | None = Field(default=None, description="The extractor's arithmetic.")
-    versions: dict[str, str] = Field(description="Of cascaded_diffusion and torch.")
-    device: str = Field(description="What it was computed on.")
-    warnings: tuple[str, ...] = Field(default=(), description="What makes the score doubtful, in words.")
+    n: _Count = Field(description="Number of samples.")
+    resolution: _Side = Field(description="Side of the samples in pixels.")
+    channels: Words = Field(description="Channels of samples and data, and how a difference was settled.")
+    data: Words = Field(description="Name of what the real images came from.")
+    split: Name | None = Field(default=None, description="Which of the real images were compared with.")
+    reference_n: _Count | None = Field(default=None, description="Their number.")
+    reference_hash: Name | None = Field(default=None, description="SHA-256 that stands for images and extractor.")
+    reference_resolution: _Side | None = Field(default=None, description="Side of the real images in pixels.")
+    extractor: Words | None = Field(default=None, description="Name of the feature extractor.")
+    extractor_hash: Name | None = Field(default=None, description="SHA-256 of what decides its features.")
+    resize: Words | None = Field(default=None, description="How images reach the extractor's size, in words.")
+    dtype: Name | None = Field(default=None, description="The extractor's arithmetic.")
+    versions: Hashes = Field(description="Of cascaded_diffusion and torch.")
+    device: Words = Field(description="What it was computed on.")
+    warnings: tuple[Words, ...] = Field(
+        default=(), max_length=1000, description="What makes the score doubtful, in words."
+    )
 
 
 @dataclass(frozen=True)

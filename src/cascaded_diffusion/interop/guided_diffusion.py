@@ -8,7 +8,7 @@ level's last unit; attention has 1-d convolutions of kernel 1 where ours has lin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, ValidationError
@@ -28,22 +28,26 @@ class GuidedDiffusionArguments(StrictModel):
     ``in_channels`` are the image's, also for super-resolution, where the network itself sees twice as many.
     """
 
-    image_size: int = Field(ge=1, description="pixels a side of the answer")
-    in_channels: int = Field(ge=1, description="channels of the image")
-    model_channels: int = Field(ge=1, description="base width")
-    out_channels: int = Field(ge=1, description="channels of the answer")
-    num_res_blocks: int = Field(ge=1, description="residual blocks of an encoder level")
-    attention_resolutions: tuple[int, ...] = Field(description="down-sampling factors at which attention acts")
+    image_size: int = Field(ge=1, le=4096, description="pixels a side of the answer")
+    in_channels: int = Field(ge=1, le=16, description="channels of the image")
+    model_channels: int = Field(ge=1, le=8192, description="base width")
+    out_channels: int = Field(ge=1, le=32, description="channels of the answer")
+    num_res_blocks: int = Field(ge=1, le=64, description="residual blocks of an encoder level")
+    attention_resolutions: tuple[Annotated[int, Field(ge=0, le=4096)], ...] = Field(
+        max_length=32, description="down-sampling factors at which attention acts"
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout inside the residual blocks")
-    channel_mult: tuple[int | float, ...] = Field((1, 2, 4, 8), min_length=1, description="width of the levels")
+    channel_mult: tuple[Annotated[int, Field(gt=0, le=64)] | Annotated[float, Field(gt=0, le=64)], ...] = Field(
+        (1, 2, 4, 8), min_length=1, max_length=12, description="width of the levels"
+    )
     conv_resample: bool = Field(True, description="convolutions where the resolution changes")
     dims: Literal[2] = Field(2, description="signal dimensions; images only")
-    num_classes: int | None = Field(None, ge=1, description="number of classes, or none")
+    num_classes: int | None = Field(None, ge=1, le=1_000_000, description="number of classes, or none")
     use_checkpoint: bool = Field(False, description="ignored: saves memory, changes no number")
     use_fp16: bool = Field(False, description="ignored: the network is built in float32")
-    num_heads: int = Field(1, ge=1, description="attention heads")
-    num_head_channels: int = Field(-1, ge=-1, description="channels of a head, -1 to go by num_heads")
-    num_heads_upsample: int = Field(-1, ge=-1, description="attention heads of the decoder, -1 for num_heads")
+    num_heads: int = Field(1, ge=1, le=1024, description="attention heads")
+    num_head_channels: int = Field(-1, ge=-1, le=8192, description="channels of a head, -1 to go by num_heads")
+    num_heads_upsample: int = Field(-1, ge=-1, le=1024, description="attention heads of the decoder, -1 for num_heads")
     use_scale_shift_norm: bool = Field(False, description="embeddings scale and shift the second norm")
     resblock_updown: bool = Field(False, description="residual blocks where the resolution changes")
     use_new_attention_order: bool = Field(False, description="split query, key and value before the heads")

@@ -30,10 +30,10 @@ from cascaded_diffusion.networks.embeddings import ClassEmbedding, ScalarEmbeddi
 
 __all__ = ["NetworkConfig", "UNet"]
 
-# The upper limits are far above any network that was ever trained, and keep a file from asking for one without end.
-_MOST_LEVELS = 12
-_Count = Annotated[int, Field(ge=1, le=4096)]
+_WIDEST = 16_384
+_LEVELS = 12  # of two pixels and up
 _Blocks = Annotated[int, Field(ge=1, le=64)]
+_Side = Annotated[int, Field(ge=1, le=4096)]
 _Multiplier = Annotated[int, Field(gt=0, le=64)] | Annotated[float, Field(gt=0, le=64)]
 
 
@@ -43,18 +43,18 @@ class NetworkConfig(StrictModel):
     channels: int = Field(64, ge=1, le=8192, description="base width; the embeddings are four times as wide")
     multipliers: tuple[_Multiplier, ...] = Field(
         min_length=1,
-        max_length=_MOST_LEVELS,
+        max_length=_LEVELS,
         description="width of each level in units of channels; every level halves the resolution",
     )
-    blocks: _Blocks | tuple[_Blocks, ...] = Field(
+    blocks: _Blocks | Annotated[tuple[_Blocks, ...], Field(max_length=_LEVELS)] = Field(
         2, description="residual blocks of a level, one number or one per level (the decoder has one more)"
     )
-    attention: tuple[_Count, ...] = Field(
-        (), max_length=_MOST_LEVELS, description="resolutions in pixels at which self-attention acts"
+    attention: tuple[_Side, ...] = Field(
+        (), max_length=_LEVELS, description="resolutions in pixels at which self-attention acts"
     )
     middle_attention: bool = Field(True, description="self-attention at the lowest resolution, between two blocks")
-    heads: int = Field(4, ge=1, le=8192, description="attention heads")
-    decoder_heads: int | None = Field(None, ge=1, le=8192, description="attention heads in the decoder, if not as many")
+    heads: int = Field(4, ge=1, le=1024, description="attention heads")
+    decoder_heads: int | None = Field(None, ge=1, le=1024, description="attention heads in the decoder, if not as many")
     head_channels: int | None = Field(
         None,
         ge=1,
@@ -107,6 +107,27 @@ class NetworkConfig(StrictModel):
                 )
         return levels
 
+    def check(self, resolution: int) -> None:
+        """``UserError`` for a shape that no network for images of ``resolution`` pixels can have; nothing is built."""
+        levels = self.level_resolutions(resolution)
+        self.block_counts()
+        if min(self.widths) < 1:
+            raise UserError(
+                f"network.multipliers: {list(self.multipliers)} of {self.channels} channels leaves a level without "
+                f"channels; at least 1 / {self.channels} is allowed"
+            )
+        if max(self.widths) > _WIDEST:
+            raise UserError(
+                f"network.multipliers: {list(self.multipliers)} of {self.channels} channels makes a level of "
+                f"{max(self.widths)} channels; at most {_WIDEST} are allowed"
+            )
+        attending = [width for level, width in zip(levels, self.widths, strict=True) if level in self.attention]
+        for width in attending:
+            self.heads_at(width)
+            self.heads_at(width, decoder=True)
+        if self.middle_attention:
+            self.heads_at(self.widths[-1])
+
     def heads_at(self, width: int, *, decoder: bool = False) -> int:
         """Heads of an attention over ``width`` channels. ``UserError`` if they do not divide it."""
         if self.head_channels is not None:
@@ -130,17 +151,13 @@ class _Builder:
     """Makes the parts of one configuration's network, so that the levels need not repeat what all blocks share."""
 
     def __init__(self, config: NetworkConfig, resolution: int) -> None:
+        config.check(resolution)
         self.config = config
         self.widths = config.widths
         self.counts = config.block_counts()
         self.attends = [level in config.attention for level in config.level_resolutions(resolution)]
         self.last = len(self.widths) - 1
         self.signal_width = 4 * config.channels
-        if min(self.widths) < 1:
-            raise UserError(
-                f"network.multipliers: {list(config.multipliers)} of {config.channels} channels leaves a level without "
-                f"channels; at least 1 / {config.channels} is allowed"
-            )
 
     def encoder(self) -> nn.ModuleList:
         """Levels from the highest resolution to the lowest; only the lowest has no way down."""

@@ -1,7 +1,12 @@
-"""YAML from strangers: plain values only, bounded in size, depth, and what aliases make of it."""
+"""YAML as people mean it, also from strangers: plain values only, bounded in size, depth, and what aliases make of it.
+
+By YAML's rules of 2005, which its Python library follows, the last of two equal keys silently wins, and a number with
+an exponent needs a point and a sign to be one. Here a key given twice is an error, and 1e-4 is a number.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -14,6 +19,7 @@ __all__ = ["MOST_BYTES", "parse_yaml"]
 MOST_BYTES = 128 * 2**10
 _DEPTH = 32
 _MOST_NODES = 20_000
+_EXPONENT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)[eE][-+]?[0-9]+\Z")
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -44,13 +50,31 @@ class _PlainLoader(yaml.SafeLoader):
         self._depth -= 1
         return node
 
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Refuse a key that stands twice, here, where merged keys (<<) are not among a group's own yet."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                if key.value in seen:
+                    raise UserError(
+                        f"line {line}: {key.value[:60]!r} is given a second time (first in line {seen[key.value]}); "
+                        "each key once"
+                    )
+                seen[key.value] = line
+        return node
+
+
+_PlainLoader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+
 
 def parse_yaml(text: str, what: str) -> Any:
-    """The value of a YAML text.
+    """The value of a YAML text, no part of which is shared with another: an alias stands for a copy.
 
     Raises:
         UserError: beginning with ``what``: not YAML, a tag, nested deeper than 32, more than 20,000 values when aliases
-            are written out, a key that is not text, or a whole number of more than 64 bits.
+            are written out, a key that is not text or is given twice, or a whole number of more than 64 bits.
     """
     try:
         if len(text) > MOST_BYTES:
@@ -66,10 +90,18 @@ def parse_yaml(text: str, what: str) -> Any:
             loader.dispose()
         _check_keys(value)
         check_values(value)
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from None
     # ValueError: a date that no calendar has; OverflowError: a number in base 60 without end.
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
-        raise UserError(f"{what} is not valid YAML ({' '.join(str(error).split())})") from None
-    return value
+        raise UserError(f"{what} is not valid YAML ({' '.join(str(error).split())[:300]})") from None
+    return _copied(value)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copied(inner) for key, inner in value.items()}
+    return [_copied(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _weigh(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:

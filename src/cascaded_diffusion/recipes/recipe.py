@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from cascaded_diffusion.cascade.stage import StageConfig, StageRecipe
-from cascaded_diffusion.config import StrictModel, explain
+from cascaded_diffusion.config import Name, StrictModel, explain, shorten
+from cascaded_diffusion.diffusion.grid import sampling_grid
+from cascaded_diffusion.diffusion.schedule import Schedule, ScheduleConfig
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.reading.plain import read_bytes
 from cascaded_diffusion.reading.yaml_text import MOST_BYTES, parse_yaml
@@ -22,24 +25,31 @@ __all__ = ["Recipe", "load_recipe", "parse_overrides", "recipe_text", "stage_con
 class Recipe(StrictModel):
     """A cascade to be trained: what the data must be like, and its stages in order."""
 
-    name: str = Field(min_length=1, description="The recipe's name.")
-    channels: int | Literal["from-data"] = Field(default="from-data", description="1 grey, 3 colour, or from-data.")
-    classes: int | Literal["from-data"] | None = Field(
+    name: Name = Field(description="The recipe's name.")
+    channels: Annotated[int, Field(ge=1, le=4)] | Literal["from-data"] = Field(
+        default="from-data", description="1 grey, 3 colour, or from-data."
+    )
+    classes: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["from-data"] | None = Field(
         default="from-data", description="Number of classes, null for none, or from-data."
     )
     flip: bool = Field(default=True, description="Mirror training images left to right at random, all stages alike.")
-    stages: tuple[StageRecipe, ...] = Field(min_length=1, description="The base, then the SR stages, in order.")
+    stages: tuple[StageRecipe, ...] = Field(
+        min_length=1, max_length=16, description="The base, then the SR stages, in order."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         for position, stage in enumerate(self.stages):
             if stage.is_base != (position == 0):
-                raise ValueError(
-                    f"stages.{position}.name: {stage.name!r}; the first stage is the base, all others are sr<R>"
-                )
-        for low, high in zip(self.stages, self.stages[1:], strict=False):
-            if high.resolution <= low.resolution:
-                raise ValueError(f"stages: {high.name} must have a higher resolution than {low.name} before it")
+                raise ValueError(f"stages.{stage.name}.name: the first stage is the base, all others are sr<R>")
+        for low, high in pairwise(self.stages):
+            _check_pair(low, high)
+        for stage in self.stages:
+            sampling = stage.sampling
+            try:
+                sampling_grid(Schedule(stage.diffusion.noise_schedule), sampling.steps, endpoints=sampling.endpoints)
+            except UserError as error:
+                raise ValueError(f"stages.{stage.name}.sampling.{error}") from None
         return self
 
     def stage(self, name: str) -> StageRecipe:
@@ -50,6 +60,35 @@ class Recipe(StrictModel):
         raise UserError(
             f"stage: {name!r} is not in recipe {self.name}; allowed: {', '.join(s.name for s in self.stages)}"
         )
+
+
+def _check_pair(low: StageRecipe, high: StageRecipe) -> None:
+    """``ValueError`` for an SR stage that does not fit on the stage before it."""
+    where = f"stages.{high.name}"
+    if high.resolution <= low.resolution:
+        raise ValueError(
+            f"{where}.resolution: {high.name} must have a higher resolution than {low.name} before it, not "
+            f"{high.resolution} after {low.resolution}"
+        )
+    for key, value in _of_below(low, high).items():
+        given = getattr(high.conditioning, key)
+        if given is not None and given != value:
+            raise ValueError(
+                f"{where}.conditioning.{key}: {_in_words(given)}, but {low.name} before it has "
+                f"{_in_words(value)}; leave it out"
+            )
+
+
+def _of_below(low: StageRecipe, high: StageRecipe) -> dict[str, Any]:
+    """What an SR stage's conditioning says of the stage before it."""
+    told: dict[str, Any] = {"low_resolution": low.resolution}
+    if high.conditioning is not None and high.conditioning.augmentation == "gaussian":
+        told["low_schedule"] = low.diffusion.noise_schedule
+    return told
+
+
+def _in_words(value: Any) -> str:
+    return value.describe() if isinstance(value, ScheduleConfig) else str(value)
 
 
 def recipe_text(name: str) -> str:
@@ -76,15 +115,8 @@ def parse_overrides(settings: Sequence[str]) -> list[tuple[list[str], Any]]:
         path, equals, value = setting.partition("=")
         if not equals or not path.strip() or not all(path.split(".")):
             raise UserError(f"--set: {setting!r} is not of the form key.path=value")
-        parsed.append((path.strip().split("."), parse_yaml(value, f"--set: the value of {setting[:200]!r}")))
+        parsed.append((path.strip().split("."), parse_yaml(value, f"--set: the value of {shorten(setting)}")))
     return parsed
-
-
-def _unshared(value: Any) -> Any:
-    """A copy without shared parts: after a YAML alias, an override of one stage would change the other too."""
-    if isinstance(value, dict):
-        return {key: _unshared(inner) for key, inner in value.items()}
-    return [_unshared(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _put(target: dict[str, Any], path: list[str], value: Any, setting: str) -> None:
@@ -115,7 +147,9 @@ def _apply(raw: dict[str, Any], overrides: list[tuple[list[str], Any]], stage: s
         setting = ".".join(path)
         if path[0] == "stages" and len(path) > 2:
             if path[1] not in stages:
-                raise UserError(f"--set: {setting}: no stage {path[1]!r}; allowed: {', '.join(map(str, stages))}")
+                close = difflib.get_close_matches(path[1], stages, n=1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                raise UserError(f"--set: {setting}: no stage {path[1]!r}; allowed: {', '.join(stages)}{hint}")
             _put(stages[path[1]], path[2:], value, setting)
         elif path[0] in StageRecipe.model_fields and path[0] != "name":
             targets = [stages[stage]] if stage in stages else list(stages.values())
@@ -141,14 +175,14 @@ def load_recipe(name: str, *, overrides: Sequence[str] = (), stage: str | None =
     Raises:
         UserError: naming the key's path, the value and what is allowed.
     """
-    raw = _unshared(parse_yaml(recipe_text(name), f"recipe: {name}"))
+    raw = parse_yaml(recipe_text(name), f"recipe: {name}")
     if not isinstance(raw, dict):
         raise UserError(f"recipe: {name} holds {type(raw).__name__}, not a mapping with name and stages")
     _apply(raw, parse_overrides(overrides), stage)
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"recipe {name}: {explain(error)}") from None
+        raise UserError(f"recipe {name}: {explain(error, raw)}") from None
 
 
 def _agree(what: str, wanted: int | str | None, found: int | None) -> int | None:
@@ -175,15 +209,7 @@ def stage_config(
     raw = stage.model_dump()
     position = recipe.stages.index(stage)
     if stage.conditioning is not None:
-        low = recipe.stages[position - 1]
-        filled: dict[str, Any] = {"low_resolution": low.resolution}
-        if stage.conditioning.augmentation == "gaussian":
-            filled["low_schedule"] = low.diffusion.noise_schedule.model_dump()
-        for key, value in filled.items():
-            given = raw["conditioning"][key]
-            if given is not None and given != value:
-                raise UserError(f"conditioning.{key}: {name} says {given}, but {low.name} before it has {value}")
-            raw["conditioning"][key] = value
+        raw["conditioning"] |= _of_below(recipe.stages[position - 1], stage)
     settled_classes = _agree("classes", recipe.classes, classes)
     raw["channels"] = _agree("channels", recipe.channels, channels)
     raw["classes"] = settled_classes
@@ -192,4 +218,4 @@ def stage_config(
     try:
         return StageConfig.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"recipe {recipe.name}: {explain(error)}") from None
+        raise UserError(f"recipe {recipe.name}: {explain(error, within=f'stages.{name}')}") from None

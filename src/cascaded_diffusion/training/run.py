@@ -44,8 +44,13 @@ def run_lock(run: Path) -> Iterator[None]:
         yield
 
 
+_MOST_DIFFERENCES = 12
+_LONGEST_VALUE = 80
+
+
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
+    """Every setting by its path; an empty group stands for itself."""
+    if not isinstance(value, dict) or not value:
         return {prefix: value}
     return {
         k: v for key, inner in value.items() for k, v in _flatten(inner, f"{prefix}.{key}" if prefix else key).items()
@@ -53,14 +58,30 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """``key.path: old -> new`` for every setting that differs."""
+    """``key.path: old -> new`` for every setting that differs; one that is not there counts as null.
+
+    A long list is told by the first entry that differs, as ``key.path.3``, counted from 0.
+    """
     before, after = _flatten(dict(old)), _flatten(dict(new))
-    keys = [*before, *(key for key in after if key not in before)]
-    return [
-        f"{key}: {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}"
-        for key in keys
-        if before.get(key) != after.get(key)
-    ]
+    # Of a group that comes or goes its settings are told, one by one.
+    keys = [key for key in dict.fromkeys((*before, *after)) if before.get(key) != after.get(key)]
+    return [f"{key}{_difference(before.get(key), after.get(key))}" for key in keys]
+
+
+def _difference(old: Any, new: Any) -> str:
+    left, right = json.dumps(old, ensure_ascii=False), json.dumps(new, ensure_ascii=False)
+    if max(len(left), len(right)) <= _LONGEST_VALUE or not (isinstance(old, list) and isinstance(new, list)):
+        return f": {_cut(left)} -> {_cut(right)}"
+    if len(old) != len(new):
+        return f": {len(old)} entries -> {len(new)} entries"
+    places = [i for i, (one, other) in enumerate(zip(old, new, strict=True)) if one != other]
+    more = f" (and {len(places) - 1} more entries)" if len(places) > 1 else ""
+    left, right = (json.dumps(value[places[0]], ensure_ascii=False) for value in (old, new))
+    return f".{places[0]}: {_cut(left)} -> {_cut(right)}{more}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."
 
 
 def refuse_foreign(run: Path) -> None:
@@ -96,8 +117,10 @@ def open_run(run: Path, config: StageConfig, *, allow_changes: bool) -> Path | N
         raise UserError(f"{path}: holds {type(recorded).__name__}, not a stage's settings")
     changed = differences(recorded, wanted)
     if changed and not allow_changes:
+        told = changed[:_MOST_DIFFERENCES]
+        more = f"; and {len(changed) - len(told)} more" if len(changed) > len(told) else ""
         raise UserError(
-            f"{run}: the settings differ from those the run was started with ({'; '.join(changed)}); "
+            f"{run}: the settings differ from those the run was started with ({'; '.join(told)}{more}); "
             "pass --allow-changes to go on with the new ones"
         )
     if changed:
