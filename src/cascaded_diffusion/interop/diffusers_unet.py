@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, ValidationError
@@ -28,37 +28,50 @@ DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
 UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
 
 
+_Side = Annotated[int, Field(ge=1, le=4096)]
+_Width = Annotated[int, Field(ge=1, le=65_536)]
+_Word = Annotated[str, Field(max_length=100)]
+
+
 class DiffusersUNetConfig(StrictModel):
     """The constructor arguments of ``UNet2DModel``, with its defaults."""
 
-    sample_size: int | tuple[int, int] | None = Field(None, description="pixels a side")
-    in_channels: int = Field(3, ge=1, description="channels of the input")
-    out_channels: int = Field(3, ge=1, description="channels of the answer")
+    sample_size: _Side | tuple[_Side, _Side] | None = Field(None, description="pixels a side")
+    in_channels: int = Field(3, ge=1, le=64, description="channels of the input")
+    out_channels: int = Field(3, ge=1, le=64, description="channels of the answer")
     center_input_sample: bool = Field(False, description="input in [0, 1]")
-    time_embedding_type: str = Field("positional", description="sinusoids, Fourier features or a table")
-    time_embedding_dim: int | None = Field(None, description="width of the embedding, default 4 times the first level")
-    freq_shift: float = Field(0, description="shift of the sinusoids' frequencies")
+    time_embedding_type: _Word = Field("positional", description="sinusoids, Fourier features or a table")
+    time_embedding_dim: _Width | None = Field(
+        None, description="width of the embedding, default 4 times the first level"
+    )
+    freq_shift: float = Field(0, ge=-1000, le=1000, description="shift of the sinusoids' frequencies")
     flip_sin_to_cos: bool = Field(True, description="cosines before sines")
-    down_block_types: tuple[str, ...] = Field(("DownBlock2D",) + ("AttnDownBlock2D",) * 3, description="encoder levels")
-    mid_block_type: str | None = Field("UNetMidBlock2D", description="middle")
-    up_block_types: tuple[str, ...] = Field(("AttnUpBlock2D",) * 3 + ("UpBlock2D",), description="decoder levels")
-    block_out_channels: tuple[int, ...] = Field((224, 448, 672, 896), min_length=1, description="widths")
-    layers_per_block: int = Field(2, ge=1, description="residual blocks of an encoder level")
-    mid_block_scale_factor: float = Field(1, description="divisor of the middle's answers")
-    downsample_padding: int = Field(1, description="1: both sides; 0: below and right")
-    downsample_type: str | None = Field("conv", description="way down of the levels with attention")
-    upsample_type: str | None = Field("conv", description="way up of the levels with attention")
+    down_block_types: tuple[_Word, ...] = Field(
+        ("DownBlock2D",) + ("AttnDownBlock2D",) * 3, max_length=12, description="encoder levels"
+    )
+    mid_block_type: _Word | None = Field("UNetMidBlock2D", description="middle")
+    up_block_types: tuple[_Word, ...] = Field(
+        ("AttnUpBlock2D",) * 3 + ("UpBlock2D",), max_length=12, description="decoder levels"
+    )
+    block_out_channels: tuple[_Width, ...] = Field(
+        (224, 448, 672, 896), min_length=1, max_length=12, description="widths"
+    )
+    layers_per_block: int = Field(2, ge=1, le=64, description="residual blocks of an encoder level")
+    mid_block_scale_factor: float = Field(1, ge=-1000, le=1000, description="divisor of the middle's answers")
+    downsample_padding: int = Field(1, ge=0, le=16, description="1: both sides; 0: below and right")
+    downsample_type: _Word | None = Field("conv", description="way down of the levels with attention")
+    upsample_type: _Word | None = Field("conv", description="way up of the levels with attention")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout inside the residual blocks")
-    act_fn: str = Field("silu", description="activation")
-    attention_head_dim: int | None = Field(8, ge=1, description="channels of a head, null for one head")
-    norm_num_groups: int | None = Field(32, description="groups of the norms")
-    attn_norm_num_groups: int | None = Field(None, description="groups of the middle attention's norm")
-    norm_eps: float = Field(1e-5, description="epsilon of the norms")
-    resnet_time_scale_shift: str = Field("default", description="how the embedding enters a residual block")
+    act_fn: _Word = Field("silu", description="activation")
+    attention_head_dim: _Width | None = Field(8, description="channels of a head, null for one head")
+    norm_num_groups: _Width | None = Field(32, description="groups of the norms")
+    attn_norm_num_groups: _Width | None = Field(None, description="groups of the middle attention's norm")
+    norm_eps: float = Field(1e-5, ge=0, le=1, description="epsilon of the norms")
+    resnet_time_scale_shift: _Word = Field("default", description="how the embedding enters a residual block")
     add_attention: bool = Field(True, description="attention in the middle")
-    class_embed_type: str | None = Field(None, description="null for a table")
-    num_class_embeds: int | None = Field(None, ge=1, description="rows of the class table")
-    num_train_timesteps: int | None = Field(None, description="of a learned time embedding")
+    class_embed_type: _Word | None = Field(None, description="null for a table")
+    num_class_embeds: int | None = Field(None, ge=1, le=1_000_001, description="rows of the class table")
+    num_train_timesteps: int | None = Field(None, ge=1, le=1_000_000, description="of a learned time embedding")
 
     @classmethod
     def read(cls, values: Mapping[str, Any], where: str) -> DiffusersUNetConfig:

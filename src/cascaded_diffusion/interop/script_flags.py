@@ -29,9 +29,9 @@ def _split(value: Any) -> Any:
 
 
 _Numbers = BeforeValidator(_split)
-_Count = Annotated[int, Field(ge=1)]
-_Multiplier = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0)]
-_Heads = Annotated[int, Field(ge=-1)]
+_Side = Annotated[int, Field(ge=1, le=4096)]
+_Multiplier = Annotated[int, Field(gt=0, le=64)] | Annotated[float, Field(gt=0, le=64)]
+_Heads = Annotated[int, Field(ge=-1, le=8192)]
 
 
 class ScriptFlags(StrictModel):
@@ -41,17 +41,17 @@ class ScriptFlags(StrictModel):
     down-sampling factors instead.
     """
 
-    image_size: int = Field(64, ge=1, description="pixels a side; base models")
-    large_size: int = Field(256, ge=1, description="pixels a side of the answer; up-samplers")
-    small_size: int = Field(64, ge=1, description="pixels a side of the low-resolution image; up-samplers")
-    num_channels: int = Field(128, ge=1, description="base width")
-    num_res_blocks: int = Field(2, ge=1, description="residual blocks of an encoder level")
-    num_heads: int = Field(4, ge=1, description="attention heads")
+    image_size: _Side = Field(64, description="pixels a side; base models")
+    large_size: _Side = Field(256, description="pixels a side of the answer; up-samplers")
+    small_size: _Side = Field(64, description="pixels a side of the low-resolution image; up-samplers")
+    num_channels: int = Field(128, ge=1, le=8192, description="base width")
+    num_res_blocks: int = Field(2, ge=1, le=64, description="residual blocks of an encoder level")
+    num_heads: int = Field(4, ge=1, le=8192, description="attention heads")
     num_heads_upsample: _Heads = Field(-1, description="attention heads of the decoder, -1 for num_heads")
     num_head_channels: _Heads = Field(-1, description="channels of a head, -1 to go by num_heads")
-    attention_resolutions: Annotated[tuple[_Count, ...], _Numbers] = Field((16, 8), description="pixels")
+    attention_resolutions: Annotated[tuple[_Side, ...], _Numbers] = Field((16, 8), max_length=12, description="pixels")
     channel_mult: Annotated[tuple[_Multiplier, ...], _Numbers] = Field(
-        (), description="width of the levels; empty for what belongs to the size"
+        (), max_length=12, description="width of the levels; empty for what belongs to the size"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout in training")
     class_cond: bool = Field(False, description="whether the network is told the class")
@@ -64,7 +64,9 @@ class ScriptFlags(StrictModel):
     noise_schedule: Literal["linear", "cosine"] = Field("linear", description="noise schedule")
     predict_xstart: bool = Field(False, description="the network predicts the image, else the noise")
     rescale_timesteps: bool = Field(False, description="timesteps are scaled to 0..1000")
-    timestep_respacing: str = Field("", description="steps at sampling: 250, 10,20,30 or ddim25; empty for all")
+    timestep_respacing: str = Field(
+        "", max_length=1000, description="steps at sampling: 250, 10,20,30 or ddim25; empty for all"
+    )
     use_ddim: bool = Field(False, description="DDIM at sampling")
     clip_denoised: bool = Field(True, description="clip the predicted image at sampling")
 
