@@ -1,0 +1,1 @@
+"""Fuzzing: every reader of outside data against files that were mutated or made up."""
