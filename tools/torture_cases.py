@@ -173,8 +173,10 @@ def _lines(path: Path) -> list[dict[str, Any] | str]:
     """The lines of a log without its wall-clock fields; half a line as it is."""
     found: list[dict[str, Any] | str] = []
     for line in path.read_text().splitlines(keepends=True):
-        whole = json.loads(line) if line.endswith("}\n") else line
-        found.append({key: value for key, value in whole.items() if key not in WALL_CLOCK} if whole != line else line)
+        if line.endswith("}\n"):
+            found.append({key: value for key, value in json.loads(line).items() if key not in WALL_CLOCK})
+        else:
+            found.append(line)
     return found
 
 
