@@ -1,6 +1,7 @@
 # Every target works on a fresh machine with Python >= 3.11 and pip: it makes .venv once and then runs.
 #   make demo     train a tiny cascade, sample the shipped one, write out/demo/report.html
 #   make test     the whole test suite
+#   make torture  kill commands at random moments and compare what they end with; KILLS=50 of every case
 #   make lint     ruff and mypy
 #   make format   let ruff rewrite the sources
 #   make docs     build the documentation site into build/site, warnings are errors
@@ -11,6 +12,8 @@ PYTHON  ?= python3
 # Worker processes of the tests. Each runs torch on one thread, so this is also the number of busy cores.
 WORKERS ?= 2
 PYTEST_ARGS ?=
+KILLS ?= 50
+TORTURE_ARGS ?=
 
 VENV_PYTHON := .venv/bin/python
 # pip talks on a terminal, where somebody waits for a download, and is quiet elsewhere.
@@ -18,7 +21,7 @@ PIP_INSTALL := $(VENV_PYTHON) -m pip install --disable-pip-version-check --no-in
                $(if $(MAKE_TERMOUT),,--quiet) --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs docs-serve clean
+.PHONY: help demo test torture lint format docs docs-serve clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -28,6 +31,9 @@ demo: .venv/.core
 
 test: .venv/.dev
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+torture: .venv/.dev
+	$(VENV_PYTHON) tools/torture.py --kills $(KILLS) $(TORTURE_ARGS)
 
 lint: .venv/.dev
 	$(VENV_PYTHON) -m ruff check .

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.files import atomic_write, read_json, sha256_of, sync_folder, write_json
+from cascaded_diffusion.files import atomic_write, new_folder, read_json, sha256_of, sync_folder, write_json
 
 
 def test_a_file_takes_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -40,6 +42,89 @@ def test_a_failure_leaves_the_old_content_and_no_temporary(tmp_path: Path, error
         fail()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_writer_left_is_used_up_by_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    (tmp_path / ".file.bin.partial").write_bytes(b"half of something longer")
+    with atomic_write(path) as file:
+        file.write(b"whole")
+    assert path.read_bytes() == b"whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    with atomic_write(path) as first:
+        first.write(b"first ")
+        with atomic_write(path) as second:
+            second.write(b"second")
+            second.flush()
+            first.write(b"writer")
+        assert path.read_bytes() == b"second"
+    assert path.read_bytes() == b"first writer"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_name_lost_between_opening_and_locking_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process gives the temporary its final name just before this one locks it."""
+    path = tmp_path / "file.bin"
+    lock = fcntl.flock
+
+    def late(descriptor: int, operation: int) -> None:
+        (tmp_path / ".file.bin.partial").write_bytes(b"the other's")
+        (tmp_path / ".file.bin.partial").rename(tmp_path / "finished.bin")
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with atomic_write(path) as file:
+        file.write(b"mine")
+    assert path.read_bytes() == b"mine"
+    assert (tmp_path / "finished.bin").read_bytes() == b"the other's"
+
+
+def test_a_link_in_the_temporarys_place_is_not_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    (tmp_path / ".file.bin.partial").symlink_to(victim)
+    with atomic_write(tmp_path / "file.bin") as file:
+        file.write(b"x")
+    assert victim.read_bytes() == b"precious"
+    (tmp_path / "victims").mkdir()
+    (tmp_path / "victims" / "one").touch()
+    (tmp_path / ".folder.partial").symlink_to(tmp_path / "victims")
+    with new_folder(tmp_path / "folder") as made:
+        (made / "new").touch()
+    assert [entry.name for entry in (tmp_path / "victims").iterdir()] == ["one"]
+
+
+def test_a_folder_takes_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
+    """And what a killed process left in its temporary is gone, but not what a link in there leads to."""
+    left = tmp_path / ".folder.partial"
+    (left / "deep").mkdir(parents=True)
+    (left / "deep" / "old").touch()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "kept").touch()
+    (left / "link").symlink_to(tmp_path / "elsewhere")
+    with new_folder(tmp_path / "folder") as made:
+        assert not list(made.iterdir())
+        (made / "file").touch()
+        assert not (tmp_path / "folder").exists()
+    assert [entry.name for entry in (tmp_path / "folder").iterdir()] == ["file"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["elsewhere", "folder"]
+    assert (tmp_path / "elsewhere" / "kept").exists()
+
+
+def test_two_makers_of_one_folder_do_not_mix(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "folder") as first:
+        with contextlib.suppress(RuntimeError), new_folder(tmp_path / "folder") as second:
+            (second / "two").touch()
+            raise RuntimeError("given up")
+        (first / "one").touch()
+    assert [entry.name for entry in (tmp_path / "folder").iterdir()] == ["one"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
 
 
 def test_permissions_follow_the_umask(tmp_path: Path) -> None:

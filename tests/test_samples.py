@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cascaded_diffusion import samples
 from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.samples import class_folder, to_rgb, write_npz, write_png_folder
+from cascaded_diffusion.samples import class_folder, png_names, to_rgb, write_npz, write_png_folder
 
 
 @pytest.fixture
@@ -39,6 +40,29 @@ def test_png_by_class_number_without_classes_and_with_a_mark(tmp_path: Path, ima
     assert np.array_equal(np.asarray(Image.open(tmp_path / "numbers" / "4" / "000002.png")), grey[2, ..., 0])
     write_png_folder(tmp_path / "plain", images, np.full(4, -1), None, mark="-predicted")
     assert sorted(path.name for path in (tmp_path / "plain").iterdir())[0] == "000000-predicted.png"
+
+
+def test_the_names_are_known_before_the_files(tmp_path: Path, images: np.ndarray) -> None:
+    for names, labels, mark in ((["T-shirt/top", "Bag"], [0, 1, 0, 1], ""), (None, [-1, -1, 2, 0], "-predicted")):
+        folder = tmp_path / f"out{mark}"
+        write_png_folder(folder, images, np.array(labels), names, mark=mark)
+        found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+        assert found == sorted(png_names(np.array(labels), names, mark))
+
+
+def test_a_png_folder_appears_when_all_of_it_is_there(
+    tmp_path: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = iter(range(3))
+
+    def fail_later(*_: object) -> None:
+        if next(saved) == 2:
+            raise OSError("the disk is full")
+
+    monkeypatch.setattr(samples, "save_png", fail_later)
+    with pytest.raises(OSError, match="full"):
+        write_png_folder(tmp_path / "out", images, np.array([0, 1, 0, 1]), None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_samples_are_not_mixed_with_what_is_there(tmp_path: Path, images: np.ndarray) -> None:

@@ -15,6 +15,7 @@ from torture_process import Order, start
 
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.evaluation.classifier import Classifier, ClassifierConfig, save_classifier
+from cascaded_diffusion.samples import write_png_folder
 from cascaded_diffusion.training.checkpoint import checkpoint_folders, read_checkpoint
 
 __all__ = ["Case", "cases", "differences", "is_known", "make_material", "newest_checkpoint", "violations"]
@@ -111,7 +112,7 @@ def cases() -> list[Case]:
         Case("train-workers", (*training("base8"), "--data-workers", "2"), option="--data-workers"),
         Case("train-ranks", training("base8"), ranks=2, option="torchrun"),
         Case("prepare", _PREPARATION),
-        Case("prepare-workers", (*_PREPARATION[:-1], "2")),
+        Case("prepare-workers", ("prepare", f"{_SHARED}/pictures", *_PREPARATION[2:-1], "2")),
         Case("sample", (*sampling, "--out", "samples.npz", "--grid", "grid.png")),
         Case("sample-pictures", (*sampling, "--out", "pictures", "--stages", "stages")),
         Case("search", (*searching, *features, "--out", "out", "--device", "cpu"), copied=("cascade",)),
@@ -122,7 +123,9 @@ def _write_sources(shared: Path) -> None:
     labels = np.arange(120) % len(_COLOURS)
     shade = np.random.default_rng(0).integers(-25, 26, (120, 16, 1, 1))
     images = (np.array(_COLOURS)[labels][:, None, None, :] + shade).clip(0, 255).astype(np.uint8)
-    np.savez(shared / "colours.npz", arr_0=np.repeat(images, 16, axis=2), arr_1=labels)
+    images = np.repeat(images, 16, axis=2)
+    np.savez(shared / "colours.npz", arr_0=images, arr_1=labels)
+    write_png_folder(shared / "pictures", images, labels, ["red", "green", "blue", "yellow"])
     (shared / "recipe.yaml").write_text(json.dumps(_RECIPE))
     config = ClassifierConfig(architecture="small", resolution=8, channels=3, classes=4)
     torch.manual_seed(0)
@@ -166,9 +169,15 @@ def _visible(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in WALL_CLOCK} for line in lines]
+def _lines(path: Path) -> list[dict[str, Any] | str]:
+    """The lines of a log without its wall-clock fields; half a line as it is."""
+    found: list[dict[str, Any] | str] = []
+    for line in path.read_text().splitlines(keepends=True):
+        if line.endswith("}\n"):
+            found.append({key: value for key, value in json.loads(line).items() if key not in WALL_CLOCK})
+        else:
+            found.append(line)
+    return found
 
 
 def _equal(path: Path, expected: Path) -> bool:

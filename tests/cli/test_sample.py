@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cascaded_diffusion import samples
+from cascaded_diffusion.cascade import sample_store, walk
+
 Done = Callable[..., Any]
 
 
@@ -226,6 +229,62 @@ def test_out_may_be_an_empty_folder_or_replace_a_file(done: Done, cascade: Path,
     (tmp_path / "x.npz").write_text("old")
     done("sample", cascade, "--out", tmp_path / "x.npz", "--until", "base8")
     assert np.load(tmp_path / "x.npz")["arr_0"].shape == (3, 8, 8, 1)
+
+
+def _stop_at(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, call: int, error: BaseException) -> None:
+    original, calls = getattr(module, name), iter(range(call))
+
+    def stopped(*arguments: Any, **options: Any) -> Any:
+        if next(calls, call) == call - 1:
+            raise error
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(module, name, stopped)
+
+
+def test_interrupted_and_started_again(
+    cdm: Done, done: Done, sampled: Sampled, cascade: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second start makes only what is missing; images are those of one go, and nothing is left over."""
+    expected, _ = sampled("--num", 6, "--batch-size", 2)
+    options = ("--out", here / "again" / "x.npz", "--num", 6, "--batch-size", 2, "--device", "cpu")
+    with monkeypatch.context() as patched:
+        _stop_at(patched, walk, "_sample_batch", 3, KeyboardInterrupt())
+        result = cdm("sample", cascade, *options)
+    assert result.status == 130
+    assert "4 of 6 images are kept; the same command goes on from there" in result.err
+    with monkeypatch.context() as patched:
+        _stop_at(patched, walk, "_sample_batch", 2, AssertionError("made again"))
+        result = done("sample", cascade, *options)
+    assert "samples: 6 of 6" in result.err
+    assert np.array_equal(np.load(here / "again" / "x.npz")["arr_0"], expected)
+    assert files(here / "again") == ["x.npz"]
+    assert [path.name for path in (here / "again").iterdir()] == ["x.npz"]
+
+
+def test_killed_between_its_results_and_started_again(
+    cdm: Done, done: Done, refused: Callable[..., str], cascade: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the first start wrote is accepted by the second; a file that it did not write is not."""
+    common = ("--num", 4, "--batch-size", 2, "--device", "cpu", "--until", "sr16")
+    done("sample", cascade, *common, "--out", "whole", "--stages", "whole-stages")
+    options = ("sample", cascade, *common, "--out", "pictures", "--stages", "stages")
+    for module, name, call in ((samples, "new_folder", 3), (sample_store, "_remove", 1)):
+        with monkeypatch.context() as patched:
+            _stop_at(patched, module, name, call, SystemExit(143))
+            assert cdm(*options).status == 143
+    assert files(here / "stages") == files(here / "whole-stages")
+    (here / "pictures" / "mine.txt").touch()
+    assert "pictures: already there and not an empty folder" in refused(*options)
+    (here / "pictures" / "mine.txt").unlink()
+    done(*options)
+    for made, whole in (("pictures", "whole"), ("stages", "whole-stages")):
+        assert files(here / made) == files(here / whole)
+        assert all(
+            (here / made / name).read_bytes() == (here / whole / name).read_bytes() for name in files(here / made)
+        )
+    assert sorted(path.name for path in here.iterdir()) == ["pictures", "stages", "whole", "whole-stages"]
+    assert "pictures: already there and not an empty folder" in refused(*options)
 
 
 def test_a_packaged_name_wins_and_says_so(

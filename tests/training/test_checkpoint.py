@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import cascaded_diffusion.training.checkpoint as module
+from cascaded_diffusion.cascade.stage import StageConfig
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.training.checkpoint import (
     averaged_weights,
@@ -20,6 +22,9 @@ from cascaded_diffusion.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from cascaded_diffusion.training.run import open_run
+
+Configure = Callable[..., StageConfig]
 
 
 def _write(run: Path, images: int, value: float = 1.0) -> Path:
@@ -55,13 +60,27 @@ def test_only_complete_digit_named_folders_are_read(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path).name.endswith("1000")
 
 
-def test_leftovers_are_cleaned_by_the_next_checkpoint(tmp_path: Path) -> None:
-    parent = tmp_path / "checkpoints"
+def _leave_behind(run: Path) -> None:
     for leftover in (".writing-000000000100", ".deleting-000000000050"):
-        shutil.copytree(_write(tmp_path / "other", 100), parent / leftover)
-    assert checkpoint_folders(tmp_path) == []
-    _write(tmp_path, 100)
-    assert [path.name for path in parent.iterdir()] == ["000000000100"]
+        shutil.copytree(_write(run.with_name("other"), 100), run / "checkpoints" / leftover)
+
+
+def test_leftovers_are_cleaned_by_the_next_checkpoint(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    _leave_behind(run)
+    assert checkpoint_folders(run) == []
+    _write(run, 100)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["000000000100"]
+
+
+def test_leftovers_are_cleaned_where_no_checkpoint_follows(tmp_path: Path, base_config: Configure) -> None:
+    """A process that died in the last pruning of all has left nothing to be written."""
+    run = tmp_path / "run"
+    open_run(run, base_config(8), allow_changes=False)
+    newest = _write(run, 100)
+    _leave_behind(run)
+    assert open_run(run, base_config(8), allow_changes=False) == newest
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["000000000100"]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "ema-20.safetensors", "optimizer.pt", "manifest.json"])

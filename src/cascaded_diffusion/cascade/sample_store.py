@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from cascaded_diffusion.cascade.walk import Plan
 from cascaded_diffusion.errors import UserError
@@ -40,7 +41,6 @@ def sampling_request(
     labels: np.ndarray,
     low_res: np.ndarray | None,
     *,
-    weights: Mapping[str, Mapping[str, str]],
     device: torch.device,
     **choices: Any,
 ) -> dict[str, Any]:
@@ -50,7 +50,6 @@ def sampling_request(
         plan: stages and settings.
         labels: int64 (N,).
         low_res: uint8 (N, r, r, C), the images that the first stage enlarges.
-        weights: for each stage, the SHA-256 of its files.
         device: where the networks are.
         choices: seed, batch size, precision.
     """
@@ -60,11 +59,19 @@ def sampling_request(
         "torch": torch.__version__,
         "device": device.type,
         "stages": {stage.name: plan.settings[stage.name].model_dump(mode="json") for stage in plan.stages},
-        "weights": {stage.name: dict(weights[stage.name]) for stage in plan.stages},
+        "weights": {stage.name: _weights_hash(stage.network) for stage in plan.stages},
         "labels": [len(labels), hashlib.sha256(labels.tobytes()).hexdigest()],
         "low_res": None if low_res is None else [*low_res.shape, hashlib.sha256(low_res.tobytes()).hexdigest()],
         **choices,
     }
+
+
+def _weights_hash(network: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 class BatchStore:
@@ -114,11 +121,11 @@ class BatchStore:
 def batch_store(out: Path, request: Mapping[str, Any]) -> Iterator[BatchStore]:
     """The store of ``out`` for the length of the block.
 
-    Batches of another request are dropped: their command is taken not to come back. The folder is removed at the end of
-    the block; if the block raises, or the process dies, it stays, unless there is no batch in it.
+    The folder is removed at the end of the block; if the block raises, or the process dies, it stays, unless there is
+    no batch in it.
 
     Raises:
-        UserError: another process is making ``out`` at this moment.
+        UserError: another process is making ``out`` at this moment, or the folder has batches of another request.
     """
     folder = store_folder(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,11 +135,13 @@ def batch_store(out: Path, request: Mapping[str, Any]) -> Iterator[BatchStore]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"{out}: another process is sampling to it at this moment") from None
-        resumed = _asked(folder) == request
-        if not resumed:
+        asked = _asked(folder)
+        store = BatchStore(folder, list(request["stages"]), resumed=asked == request)
+        if not store.resumed:
+            if store.images:
+                raise UserError(_another(out, folder, asked, request))
             _empty(folder)
             write_json(folder / _REQUEST, dict(request))
-        store = BatchStore(folder, list(request["stages"]), resumed=resumed)
         try:
             yield store
         except BaseException:
@@ -144,16 +153,25 @@ def batch_store(out: Path, request: Mapping[str, Any]) -> Iterator[BatchStore]:
         os.close(lock)
 
 
-def _asked(folder: Path) -> Any:
+def _asked(folder: Path) -> dict[str, Any]:
     try:
-        return read_json(folder / _REQUEST)
+        found = read_json(folder / _REQUEST)
     except UserError:  # none, or not one of ours
-        return None
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _another(out: Path, folder: Path, asked: Mapping[str, Any], request: Mapping[str, Any]) -> str:
+    keys = [key for key in dict.fromkeys((*asked, *request)) if asked.get(key) != request.get(key)]
+    return (
+        f"{out}: an interrupted sampling to it had other settings ({', '.join(keys)}); give the same command again to "
+        f"finish it, choose another name, or remove the folder {folder}"
+    )
 
 
 def _empty(folder: Path) -> None:
     for path in folder.iterdir():
-        if path.suffix not in (".npz", ".json", ".partial"):
+        if path.name != _REQUEST and path.suffix != ".partial":
             raise UserError(f"{path}: not left by an interrupted sampling; remove the folder {folder} by hand")
     for path in folder.iterdir():
         path.unlink()

@@ -113,7 +113,7 @@ def sample_command(
         "until": until,
         "precision": precision,
     }
-    _run(cascade, loaded, plan, arguments, _Places(out, grid, stages, rgb))
+    _run(loaded, plan, arguments, _Places(out, grid, stages, rgb))
 
 
 @dataclass(frozen=True)
@@ -175,10 +175,8 @@ def _given(path: Path | None, plan: Plan) -> tuple[np.ndarray | None, list[int] 
     return given.images, None if given.labels is None else [int(label) for label in given.labels]
 
 
-def _run(name: str, cascade: Cascade, plan: Plan, arguments: dict[str, Any], places: _Places) -> None:
-    from cascaded_diffusion.cascade.manifest import CascadeManifest
+def _run(cascade: Cascade, plan: Plan, arguments: dict[str, Any], places: _Places) -> None:
     from cascaded_diffusion.cascade.sample_store import batch_store, sampling_request
-    from cascaded_diffusion.cascade.search import open_cascade
 
     low_res = arguments["low_res"]
     labels = cascade.sample_labels(plan, num=arguments["num"], classes=arguments["classes"], low_res=low_res)
@@ -186,7 +184,6 @@ def _run(name: str, cascade: Cascade, plan: Plan, arguments: dict[str, Any], pla
         plan,
         labels,
         low_res,
-        weights={entry.name: entry.sha256 for entry in CascadeManifest.read(open_cascade(name)[0]).stages},
         device=cascade.device,
         **{key: arguments[key] for key in ("seed", "batch_size", "precision")},
     )
