@@ -20,7 +20,7 @@ from torch.nn import functional
 
 def load_stage(folder: Path) -> tuple[Any, Any]:
     """A stage's U-Net and its scheduler."""
-    unet = diffusers.UNet2DModel.from_pretrained(folder / "unet")
+    unet = diffusers.UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)
     kind = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
     return unet.eval(), getattr(diffusers, kind).from_pretrained(folder / "scheduler")
 
