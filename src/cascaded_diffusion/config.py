@@ -25,6 +25,9 @@ Hashes = Annotated[dict[Name, Annotated[str, Field(max_length=200)]], Field(max_
 Facts = Annotated[dict[Name, Any], Field(max_length=1000)]
 """A record of where something comes from, whatever its writer knew."""
 
+_MOST_PROBLEMS = 100
+"""Looked at, of a file that may have a hundred thousand."""
+
 
 class StrictModel(BaseModel):
     """A frozen configuration: unknown keys are refused, so a misspelt option never passes silently.
@@ -37,14 +40,19 @@ class StrictModel(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _name_unknown_keys(cls, value: Any) -> Any:
+    def _check_keys(cls, value: Any) -> Any:
+        """Refuse unknown keys, and collections that are too long before anything in them is looked at."""
         allowed = sorted(cls.model_fields)
-        for key in value if isinstance(value, dict) else ():
+        for key, given in value.items() if isinstance(value, dict) else ():
             if key not in cls.model_fields:
                 close = difflib.get_close_matches(str(key)[:200], allowed, n=1)
                 hint = f"did you mean {close[0]}? " if close else ""
-                words = f"unknown key; {hint}allowed: {', '.join(allowed)}"
-                raise PydanticCustomError("unknown_key", "{words}", {"words": words, "key": shorten(key, quoted=False)})
+                raise _key_problem(shorten(key, quoted=False), f"unknown key; {hint}allowed: {', '.join(allowed)}")
+            if isinstance(given, list | tuple | dict):
+                lengths = [getattr(rule, "max_length", None) for rule in cls.model_fields[key].metadata]
+                most = next((length for length in lengths if length is not None), len(given))
+                if len(given) > most:
+                    raise _key_problem(key, f"{len(given):,} entries; at most {most:,} are allowed")
         return value
 
     @classmethod
@@ -56,6 +64,10 @@ class StrictModel(BaseModel):
             raise UserError(explain(error)) from None
 
 
+def _key_problem(key: str, words: str) -> PydanticCustomError:
+    return PydanticCustomError("key", "{words}", {"words": words, "key": key})
+
+
 def explain(error: ValidationError, whole: Any = None, *, within: str = "") -> str:
     """The first problem of a validation error in one line: the key's path, what is wrong, and the value given.
 
@@ -65,9 +77,9 @@ def explain(error: ValidationError, whole: Any = None, *, within: str = "") -> s
         within: path of the key that holds the whole, such as ``stages.sr32``.
     """
     problems: dict[tuple[Any, ...], list[ErrorDetails]] = {}
-    for found in error.errors(include_url=False):
-        unknown = [found["ctx"]["key"]] if found["type"] == "unknown_key" else []
-        problems.setdefault((*_keys(found["loc"]), *unknown), []).append(found)
+    for found in error.errors(include_url=False)[:_MOST_PROBLEMS]:
+        own = [found["ctx"]["key"]] if found["type"] == "key" else []
+        problems.setdefault((*_keys(found["loc"]), *own), []).append(found)
     first = next(iter(problems))
     # The alternatives of one key, and a list with its entry, are one problem; what came furthest says most.
     related = [keys for keys in problems if keys[: len(first)] == first or first[: len(keys)] == keys]
@@ -75,7 +87,8 @@ def explain(error: ValidationError, whole: Any = None, *, within: str = "") -> s
     path, message = _told(chosen, problems[chosen], whole, within)
     others = [keys for keys in problems if keys not in related]
     apart = [keys for keys in others if not any(keys != up and keys[: len(up)] == up for up in others)]
-    more = f"; and {len(apart)} more" if apart else ""
+    count = "many" if error.error_count() > _MOST_PROBLEMS else str(len(apart))
+    more = f"; and {count} more" if apart else ""
     return f"{path}: {message}{more}"
 
 
@@ -89,7 +102,7 @@ def _told(keys: tuple[Any, ...], found: list[ErrorDetails], whole: Any, within: 
         if [own[1]] != path[-1:]:
             path.append(own[1])
         message = message[own.end() :]
-    tells_itself = own or kind in ("missing", "unknown_key")
+    tells_itself = own or kind in ("missing", "key")
     if tells_itself or (kind == "value_error" and isinstance(given, dict | list | tuple)):
         return ".".join(path) or "the file", message
     return ".".join(path) or "the file", f"{message} (given: {shorten(given)})"
