@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from cascaded_diffusion.data.pixels import Pixels
 from cascaded_diffusion.data.sources import Bad, Facts
 
-__all__ = ["decode", "image_suffixes", "look"]
+__all__ = ["decode", "decode_content", "image_suffixes", "look"]
 
 Result = TypeVar("Result")
 
@@ -49,7 +50,7 @@ def look(path: Path, with_digest: bool) -> Facts | Bad:
         digest = hashlib.sha256(path.read_bytes()).digest() if with_digest else None
         return Facts(image.height, image.width, _is_grey(image), digest)
 
-    return _with_image(path, facts)
+    return _with_file(path, facts)
 
 
 def decode(path: Path, channels: int) -> Pixels | Bad:
@@ -63,18 +64,35 @@ def decode(path: Path, channels: int) -> Pixels | Bad:
         image.load()
         return _to_array(ImageOps.exif_transpose(image), channels)
 
-    return _with_image(path, pixels)
+    return _with_file(path, pixels)
 
 
-def _with_image(path: Path, use: Callable[[Image.Image], Result]) -> Result | Bad:
+def decode_content(content: bytes, with_digest: bool) -> tuple[Facts, Pixels] | Bad:
+    """What :func:`look` and :func:`decode` tell of a file with this content; one channel if it is grey, else three."""
+
+    def both(image: Image.Image) -> tuple[Facts, Pixels]:
+        digest = hashlib.sha256(content).digest() if with_digest else None
+        facts = Facts(image.height, image.width, _is_grey(image), digest)
+        image.load()
+        return facts, _to_array(ImageOps.exif_transpose(image), 1 if facts.grey else 3)
+
+    return _with_image(lambda: io.BytesIO(content), both)
+
+
+def _with_file(path: Path, use: Callable[[Image.Image], Result]) -> Result | Bad:
     if path.suffix.lower() in _UNREADABLE_SUFFIXES:
         return Bad(f"{path.suffix} files cannot be read; convert it to PNG or JPEG")
+    return _with_image(lambda: path.open("rb"), use)
+
+
+def _with_image(opened: Callable[[], IO[bytes]], use: Callable[[Image.Image], Result]) -> Result | Bad:
     try:
         # Pillow warns above 89 million pixels (real cameras make such files) and refuses above twice that.
-        with warnings.catch_warnings(), path.open("rb") as file:
+        with warnings.catch_warnings(), opened() as file:
             warnings.simplefilter("ignore")
-            if not file.peek(1):
+            if not file.read(1):
                 return Bad("the file is empty")
+            file.seek(0)
             with Image.open(file, formats=_formats()) as image:
                 return use(image)
     except MemoryError:

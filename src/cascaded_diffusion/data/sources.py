@@ -94,9 +94,6 @@ def open_source(source: str, scratch: Path, note: Callable[[str], None]) -> Sour
         if Path(source).exists():
             note(f"{source}: the packaged data set is used, not what has this name here (write ./{source} for that)")
         return _idx_source(FASHION_MNIST, load_fashion_mnist(note), scratch)
-    for prefix in ("hf:", "wds:"):
-        if source.startswith(prefix):
-            raise UserError(f"{source}: {prefix} sources are not available in this version; give {_FORMS}")
     path = Path(source)
     if path.is_dir():
         if holds_idx_files(path):
@@ -112,7 +109,7 @@ def open_source(source: str, scratch: Path, note: Callable[[str], None]) -> Sour
     raise UserError(f"{source}: {found}; give {_FORMS}")
 
 
-_FORMS = "fashion-mnist, a folder of class folders, a folder of images, or a file.npz"
+_FORMS = "fashion-mnist, a folder of class folders, a folder of images, a file.npz, hf:NAME or wds:PATTERN"
 
 
 def _idx_source(name: str, data: IdxData, scratch: Path) -> Source:
