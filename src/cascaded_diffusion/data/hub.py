@@ -50,6 +50,8 @@ def open_hub_data(given: str, columns: Columns, scratch: Path, note: Callable[[s
     """
     name, split = _parse(given)
     datasets = load_extra("datasets", "datasets", f"hf:{given}: reading it")
+    if Path(name).exists() and not name.startswith((".", "/", "~")):
+        note(f"hf:{name}: what has this name here is read, not a data set of the hub")
     with _told_in_one_line(datasets, f"hf:{name}", "cannot be opened as a data set"):
         builder = _builder(datasets, name, columns.subset, scratch)
         form = type(builder).__module__.rpartition(".")[2]
@@ -83,8 +85,8 @@ def _parse(given: str) -> tuple[str, str | None]:
     """A name and a split; what exists on this disk has no split in its name."""
     name, colon, split = given.rpartition(":")
     if not colon or Path(given).exists():
-        name, split = given, ""
-    if not name or (colon and not split and not Path(given).exists()):
+        name, colon, split = given, "", ""
+    if not name or (colon and not split):
         raise UserError(f"hf:{given}: give hf:NAME or hf:NAME:SPLIT, such as hf:uoft-cs/cifar10:train")
     return name, split or None
 

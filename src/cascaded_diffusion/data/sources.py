@@ -99,8 +99,10 @@ def open_source(source: str, scratch: Path, note: Callable[[str], None]) -> Sour
         if holds_idx_files(path):
             return _idx_source(path.resolve().name, load_idx_folder(path), scratch)
         from cascaded_diffusion.data.folder import open_folder
+        from cascaded_diffusion.data.imagenet import find_imagenet, open_imagenet
 
-        return open_folder(path)
+        layout = find_imagenet(path)
+        return open_folder(path) if layout is None else open_imagenet(layout, note)
     if path.is_file() and path.suffix.lower() == ".npz":
         from cascaded_diffusion.data.archive import open_archive
 

@@ -85,8 +85,8 @@ def open_stream(source: str, columns: Columns, scratch: Path, note: Callable[[st
 
 def local_folder(source: str) -> Path | None:
     """The folder on this disk that a stream is read from, if it is one."""
-    path = Path(source.removeprefix("hf:"))
-    return path if source.startswith("hf:") and path.is_dir() else None
+    name = source.removeprefix("hf:")
+    return Path(name) if name and source.startswith("hf:") and Path(name).is_dir() else None
 
 
 @dataclass
