@@ -107,10 +107,10 @@ def test_what_does_not_tell_the_classes(release: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="class n09999999 is not in train"):
         run(release, tmp_path / "out")
     table.write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match="LOC_val_solution.csv: cannot be read"):
+    with pytest.raises(UserError, match=r"LOC_val_solution.csv: cannot be read"):
         run(release, tmp_path / "out")
     table.unlink()
-    with pytest.raises(UserError, match="nothing tells the classes of its images; put LOC_val_solution.csv or"):
+    with pytest.raises(UserError, match=r"nothing tells the classes of its images; put LOC_val_solution.csv or"):
         run(release, tmp_path / "out")
 
 

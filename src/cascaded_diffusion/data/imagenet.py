@@ -28,7 +28,7 @@ _LARGEST_ANNOTATION = 2**20
 
 @dataclass(frozen=True)
 class ImageNetLayout:
-    """Where the splits are: ``train`` of class folders and ``val``, whose images lie side by side or in such folders."""
+    """Where the splits are: ``train`` of class folders, ``val`` of such folders or of images side by side."""
 
     given: Path
     splits: Path
