@@ -17,6 +17,7 @@ from cascaded_diffusion.cli.demo import demo_command
 from cascaded_diffusion.cli.evaluate import evaluate_command
 from cascaded_diffusion.cli.plan import plan_command
 from cascaded_diffusion.cli.prepare import prepare_command
+from cascaded_diffusion.cli.push import push_command
 from cascaded_diffusion.cli.recipe import recipe_command
 from cascaded_diffusion.cli.report import report_command
 from cascaded_diffusion.cli.sample import sample_command
@@ -71,6 +72,7 @@ for _name, _command, _summary in (
     ("search", search_command, "Find the best s, steps or guidance of a stage by score."),
     ("evaluate", evaluate_command, "Score images, a cascade or a run against real data."),
     ("report", report_command, "One self-contained page about runs and cascades."),
+    ("push", push_command, "Upload a cascade to the Hugging Face hub."),
     ("train-classifier", train_classifier_command, "Train a classifier on your data, to score samples with."),
 ):
     app.command(_name, short_help=_summary)(_command)
