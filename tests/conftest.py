@@ -5,6 +5,7 @@ Session-scoped folders are shared between tests: read them, copy them, never wri
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import signal
@@ -256,7 +257,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
 
     ``tests/interop/stand_in.py`` tells what it plays; the test is logged in as ``user``.
     """
-    huggingface_hub = pytest.importorskip("huggingface_hub")
+    constants = pytest.importorskip("huggingface_hub.constants")
     place = Path(__file__).parent / "interop/stand_in.py"
     spec = importlib.util.spec_from_file_location("hub_stand_in", place)
     assert spec is not None
@@ -267,9 +268,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     server = module.StandIn()
     monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
     monkeypatch.setenv("HF_TOKEN", module.GOOD_TOKEN)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    huggingface_hub.utils.disable_progress_bars()
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    importlib.import_module("huggingface_hub.utils").disable_progress_bars()
     yield server
     server.close()

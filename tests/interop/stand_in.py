@@ -58,8 +58,8 @@ class StandIn(ThreadingHTTPServer):
 
 
 class _Answer(Exception):
-    def __init__(self, status: int, code: str = "", message: str = "") -> None:
-        self.status, self.code, self.message = status, code, message
+    def __init__(self, status: int, code: str = "", message: str = "", url: str = "") -> None:
+        self.status, self.code, self.message, self.url = status, code, message, url
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -82,7 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._route([unquote(part) for part in path.strip("/").split("/")], body)
         except _Answer as answer:
             headers = {"X-Error-Code": answer.code, "X-Error-Message": answer.message}
-            content = json.dumps({"error": answer.message}).encode()
+            content = json.dumps({"error": answer.message, "url": answer.url}).encode()
             self._send(content, answer.status, {key: value for key, value in headers.items() if value})
 
     def _send(self, content: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
@@ -128,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
             case "POST", ["api", "validate-yaml"]:
                 text = json.loads(body)["content"]
                 found = yaml.safe_load(text.split("---\n")[1])
-                assert found["license"] and found["library_name"], found
+                assert {"license", "library_name", "tags"} <= found.keys()
                 self._json({"errors": [], "warnings": []})
             case "POST", ["api", "models", user, name, "preupload", _]:
                 self._may_write()
@@ -174,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
         if asked["organization"] != "user":
             raise _Answer(403, "", "not your namespace")
         if name in self.server.repositories:
-            raise _Answer(409, "", "You already created this model repo")
+            raise _Answer(409, "", "You already created this model repo", f"{self.server.endpoint}/{name}")
         repository = Repository(private=asked.get("visibility") == "private")
         repository.commit("main", {".gitattributes": (b"*.safetensors filter=lfs\n", False)}, "initial commit")
         self.server.repositories[name] = repository
@@ -225,8 +225,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(content, headers={"X-Repo-Commit": sha, "ETag": f'"{_blob_id(content)}"'})
             return
         oid = hashlib.sha256(content).hexdigest()
+        elsewhere = self.server.endpoint.replace("127.0.0.1", "localhost")  # large files are on another host
         headers = {"X-Repo-Commit": sha, "X-Linked-Etag": f'"{oid}"', "X-Linked-Size": str(len(content))}
-        self._send(b"", 302, {**headers, "Location": f"{self.server.endpoint}/cdn/{oid}"})
+        self._send(b"", 302, {**headers, "Location": f"{elsewhere}/cdn/{oid}"})
 
 
 def _blob_id(content: bytes) -> str:

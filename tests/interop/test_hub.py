@@ -16,6 +16,8 @@ from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.interop.hub import check_repository, is_repository, pull, push
 
 NAME = "user/tiny"
+# The HTTP client's word to huggingface_hub about how it uploads.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 
 @pytest.fixture
@@ -45,7 +47,8 @@ def test_the_same_images_elsewhere(hub: Any, tiny_cascade: Cascade, tmp_path: Pa
 
 def test_only_a_cascades_own_files_are_fetched(pushed: Any, tiny_cascade_folder: Path) -> None:
     repository = pushed.repositories[NAME]
-    strange = dict.fromkeys(("model.py", "weights.bin", "base8/optimizer.pt", "base8/x/config.json", "other/config.json"), (b"strange", False))
+    names = ["model.py", "weights.bin", "base8/optimizer.pt", "base8/x/config.json", "other/config.json"]
+    strange = dict.fromkeys(names, (b"strange", False))
     repository.commit("main", repository.commits[repository.branches["main"]] | strange, "strangers")
     folder = pull(NAME)
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -101,7 +104,7 @@ def test_from_the_cache_when_the_hub_is_gone(
             Cascade.from_pretrained("user/other")
         assert "hub: user/other: http://127.0.0.1:9 does not answer, and it is not in the cache" in str(error.value)
         assert "\n" not in str(error.value)
-    with pytest.raises(RuntimeError, match="user/new: http://127.0.0.1:9 does not answer"):
+    with pytest.raises(RuntimeError, match=r"user/new: http://127.0.0.1:9 does not answer"):
         tiny_cascade.push_to_hub("user/new")
 
 
@@ -110,21 +113,23 @@ def test_what_the_hub_refuses(pushed: Any, tiny_cascade_folder: Path, monkeypatc
     pushed.repositories["user/gated"].commit("main", {}, "")
     pushed.repositories["user/empty"] = type(pushed.repositories[NAME])()
     pushed.repositories["user/empty"].commit("main", {"notes.txt": (b"x", False)}, "")
-    with pytest.raises(UserError, match="'user/none' is not a folder here; hub: user/none: no such repository on http"):
+    with pytest.raises(
+        UserError, match=r"'user/none' is not a folder here; hub: user/none: no such repository on http"
+    ):
         Cascade.from_pretrained("user/none")
-    with pytest.raises(UserError, match="hub: user/empty holds no cascade"):
+    with pytest.raises(UserError, match=r"hub: user/empty holds no cascade"):
         Cascade.from_pretrained("user/empty")
-    with pytest.raises(UserError, match="hub: someone/else: .* does not allow it with this token"):
+    with pytest.raises(UserError, match=r"hub: someone/else: .* does not allow it with this token"):
         push(tiny_cascade_folder, "someone/else")
-    with pytest.raises(UserError, match="hub: user/more: .* does not allow it with this token"):
+    with pytest.raises(UserError, match=r"hub: user/more: .* does not allow it with this token"):
         push(tiny_cascade_folder, "user/more", token="hf_read")
-    with pytest.raises(UserError, match="hub: user/more: .*(does not know you|no such repository).*hf auth login"):
+    with pytest.raises(UserError, match=r"hub: user/more: .*(does not know you|no such repository).*hf auth login"):
         push(tiny_cascade_folder, "user/more", token="hf_wrong")
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(UserError, match="hub: user/gated is gated: ask for access at http"):
+    with pytest.raises(UserError, match=r"hub: user/gated is gated: ask for access at http"):
         Cascade.from_pretrained("user/gated")
     pushed.repositories[NAME].private = True
-    with pytest.raises(UserError, match="no such repository on .*, or a private one"):
+    with pytest.raises(UserError, match=r"no such repository on .*, or a private one"):
         Cascade.from_pretrained(NAME)
     assert Cascade.from_pretrained(NAME, token="hf_read").classes == 4
 
@@ -136,7 +141,7 @@ def test_names_that_no_repository_has(name: str, tiny_cascade_folder: Path) -> N
     with pytest.raises(UserError) as error:
         check_repository(name)
     assert f"hub: {name!r} is not the name of a repository; give user/name" in str(error.value)
-    with pytest.raises(UserError, match="is not the name of a repository"):
+    with pytest.raises(UserError, match=r"is not the name of a repository"):
         push(tiny_cascade_folder, name)
 
 

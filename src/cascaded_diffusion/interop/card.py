@@ -173,8 +173,9 @@ def _scores(cascade: Cascade, scores: Mapping[str, Score] | None) -> str:
             told = f"{search['value']:.4g}" + (f" ± {error:.2g}" if isinstance(error, float) else "")
             parts.append(
                 f"The default settings of {name} ({search['chosen']}) are the best of {search['of']} that were "
-                f"searched: {search['score']} {told} with {search['n']:,} samples against the {search.get('split')} split "
-                f"(features {search.get('features')}, seed {search.get('seed')}). The best of many is lower by luck."
+                f"searched: {search['score']} {told} with {search['n']:,} samples against the {search.get('split')} "
+                f"split (features {search.get('features')}, seed {search.get('seed')}). The best of many is lower "
+                "by luck."
             )
     return "\n\n".join(parts) or "None were measured."
 

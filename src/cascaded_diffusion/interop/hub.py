@@ -139,6 +139,9 @@ def _told(repository: str, revision: str | None, endpoint: str | None) -> Iterat
         raise _refused(errors, repository, place, error) from None
     except transport_errors() as error:
         raise _unreachable(repository, place, error) from None
+    except RuntimeError as error:  # what the library makes of any failure of one file's upload
+        cause = f" ({_one_line(error.__cause__)})" if error.__cause__ is not None else ""
+        raise RuntimeError(f"hub: {repository}: {_one_line(error)}{cause}") from None
 
 
 def _refused(errors: Any, repository: str, place: str, error: Any) -> Exception:
