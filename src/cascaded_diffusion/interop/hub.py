@@ -6,6 +6,7 @@ Only a cascade's own files travel: its manifest, each stage's configuration and 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -127,6 +128,9 @@ def _told(repository: str, revision: str | None, endpoint: str | None) -> Iterat
     """Tell the library's errors in one line that names the repository."""
     errors = load_extra("huggingface_hub.errors", "hub", f"hub: {repository}")
     place = endpoint or "the hub"
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # what it would warn of is told below
     try:
         yield
     except errors.HFValidationError as error:
@@ -142,6 +146,8 @@ def _told(repository: str, revision: str | None, endpoint: str | None) -> Iterat
     except RuntimeError as error:  # what the library makes of any failure of one file's upload
         cause = f" ({_one_line(error.__cause__)})" if error.__cause__ is not None else ""
         raise RuntimeError(f"hub: {repository}: {_one_line(error)}{cause}") from None
+    finally:
+        logger.setLevel(level)
 
 
 def _refused(errors: Any, repository: str, place: str, error: Any) -> Exception:
