@@ -5,9 +5,12 @@ Session-scoped folders are shared between tests: read them, copy them, never wri
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import signal
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -246,3 +249,28 @@ class ColourEye:
 def colour_eye() -> ColourEye:
     """A new :class:`ColourEye`."""
     return ColourEye()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A stand-in for the Hugging Face hub on loopback, which is the hub for the test, with an empty cache.
+
+    ``tests/interop/stand_in.py`` tells what it plays; the test is logged in as ``user``.
+    """
+    constants = pytest.importorskip("huggingface_hub.constants")
+    place = Path(__file__).parent / "interop/stand_in.py"
+    spec = importlib.util.spec_from_file_location("hub_stand_in", place)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules.setdefault("hub_stand_in", importlib.util.module_from_spec(spec))
+    if not hasattr(module, "StandIn"):
+        spec.loader.exec_module(module)
+    server = module.StandIn()
+    monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+    monkeypatch.setenv("HF_TOKEN", module.GOOD_TOKEN)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    importlib.import_module("huggingface_hub.utils").disable_progress_bars()
+    yield server
+    server.close()

@@ -216,7 +216,9 @@ PREPARE = [
     ("{root}/fit {out} --resolutions 8 --workers -1", "'--workers' & '-1' & from 0"),
     ("{root}/fit {root}/filled --resolutions 8", "filled"),
     ("{root}/part.npz {out} --resolutions 8", "part.npz: not a whole .npz file"),
-    ("hf:mnist {out} --resolutions 8", "hf:mnist: hf: sources are not available"),
+    ("wds:{root}/none-*.tar {out} --resolutions 8", "no file & none-*.tar; give files on this disk"),
+    ("wds: {out} --resolutions 8", "wds:: no pattern"),
+    ("{root}/fit {out} --resolutions 8 --image-column x", "has no columns and subsets to choose"),
 ]
 
 

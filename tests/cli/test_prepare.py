@@ -1,6 +1,7 @@
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -92,3 +93,20 @@ def test_signals_leave_nothing_behind(pictures: Path, tmp_path: Path, number: in
     assert run.returncode == status
     assert "Traceback" not in errors
     assert list(out.parent.iterdir()) == []
+
+
+def test_shards_and_columns_from_the_command_line(pictures: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a-0.tar", "w") as tar:
+        for path in sorted(pictures.glob("*/*.png")):
+            tar.add(path, f"{path.stem}.png")
+            label = tmp_path / "label"
+            label.write_text(path.parent.name)
+            tar.add(label, f"{path.stem}.cls")
+    options = ["--resolutions", "8", "--workers", "0"]
+    result = CliRunner().invoke(app, [f"wds:{tmp_path}/a-{{0..0}}.tar", str(tmp_path / "out"), *options])
+    assert result.exit_code == 0, result.exception
+    assert result.stdout == f"{tmp_path / 'out'}: 6 train and 0 val images, colour, 2 classes, at 8\n"
+    assert "reading: 6 of 6" in result.stderr
+    result = CliRunner().invoke(app, [f"wds:{tmp_path}/a-0.tar", str(tmp_path / "x"), *options, "--label-column", "a"])
+    assert isinstance(result.exception, UserError)
+    assert "has no columns and subsets to choose" in str(result.exception)

@@ -27,46 +27,6 @@ def same_files(first: Path, second: Path) -> bool:
     return all(filecmp.cmp(first / name, second / name, shallow=False) for name in names)
 
 
-@pytest.fixture
-def mixed_folder(tmp_path: Path, picture: Picture) -> Path:
-    """64 images in two classes, of every kind of file, in sizes from 16 to 40 pixels."""
-    root = tmp_path / "mixed"
-    kinds = [
-        "jpg",
-        "rotated.jpg",
-        "palette.png",
-        "alpha.png",
-        "cmyk.jpg",
-        "deep.png",
-        "la.png",
-        "gif",
-        "webp",
-        "bmp",
-        "tiff",
-    ]
-    for i in range(64):
-        kind = kinds[i % len(kinds)]
-        image = Image.fromarray(picture(i, 16 + i % 25, 16 + i % 7))
-        exif = Image.Exif()
-        match kind:
-            case "rotated.jpg":
-                exif[0x0112] = 6
-            case "palette.png":
-                image = image.quantize(16)
-            case "alpha.png":
-                image.putalpha(i * 3)
-            case "cmyk.jpg":
-                image = image.convert("CMYK")
-            case "deep.png":
-                image = Image.fromarray(picture(i, 18, 18, 1).astype(np.uint16) * 257)
-            case "la.png":
-                image = image.convert("LA")
-        path = root / ("even" if i % 2 == 0 else "odd") / f"{i:02}.{kind}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path, exif=exif) if kind == "rotated.jpg" else image.save(path)
-    return root
-
-
 def test_class_folders(class_folder: Path, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     manifest = prepare(

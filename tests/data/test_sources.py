@@ -42,8 +42,6 @@ def test_packaged_names_win_and_say_so(
 @pytest.mark.parametrize(
     "source, message",
     [
-        ("hf:cifar10", "hf: sources are not available in this version"),
-        ("wds:a-{0..9}.tar", "wds: sources are not available in this version"),
         ("nowhere", "nowhere: no such file or folder; give fashion-mnist, a folder of class folders"),
         ("notes.txt", "notes.txt: neither a folder nor an .npz file"),
     ],

@@ -27,13 +27,50 @@ from cascaded_diffusion.cascade.walk import CascadeStep, Keeper, Plan, Watch, fi
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.precision import autocast
 
-__all__ = ["Cascade", "CascadeStep", "Plan", "packaged_cascades"]
+__all__ = ["Cascade", "CascadeStep", "Plan", "find_cascade", "packaged_cascades"]
 
 
 def packaged_cascades() -> dict[str, Path]:
     """The cascades that come with the package, by name."""
     folder = Path(str(resources.files("cascaded_diffusion"))) / "pretrained"
     return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{MANIFEST_FILE}"))}
+
+
+def find_cascade(
+    name: str | Path,
+    *,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    endpoint: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> tuple[Path, str]:
+    """The folder of a cascade, and where that is: ``packaged``, ``here``, or in the cache of the ``hub``.
+
+    Packaged names win, then folders, then the Hugging Face hub for a name of the form ``user/name``. The other
+    arguments are the hub's; see :func:`cascaded_diffusion.interop.hub.pull`.
+
+    Raises:
+        UserError: none of them.
+    """
+    packaged = packaged_cascades()
+    if str(name) in packaged:
+        return packaged[str(name)], "packaged"
+    if Path(name).is_dir():
+        return Path(name), "here"
+    from cascaded_diffusion.interop.hub import is_repository, pull
+
+    if is_repository(str(name)) and not Path(name).exists():
+        try:
+            found = pull(str(name), token=token, revision=revision, endpoint=endpoint, cache_dir=cache_dir)
+        except UserError as error:
+            raise UserError(f"cascade: {str(name)!r} is not a folder here; {error}") from None
+        return found, "hub"
+    close = difflib.get_close_matches(str(name), list(packaged), n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise UserError(
+        f"cascade: {str(name)!r} is neither a folder nor packaged ({', '.join(packaged) or 'none'}), nor user/name "
+        f"on the hub{hint}"
+    )
 
 
 class Cascade:
@@ -80,20 +117,29 @@ class Cascade:
         self.provenance = {stage.name: dict((provenance or {}).get(stage.name, {})) for stage in stages}
 
     @classmethod
-    def from_pretrained(cls, name: str | Path) -> Self:
-        """Open a cascade: a packaged name (which wins) or a folder.
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        endpoint: str | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> Self:
+        """Open a cascade: a packaged name (which wins), a folder, or ``user/name`` on the Hugging Face hub.
+
+        Args:
+            name: which cascade.
+            token: of an account of the hub that may read it; default the one that is logged in.
+            revision: branch, tag or commit on the hub; default ``main``.
+            endpoint: address of the hub; default ``HF_ENDPOINT`` or the public one.
+            cache_dir: folder instead of the hub's cache.
 
         Raises:
             UserError: no such cascade, or a file of it is missing, changed or does not fit.
+            RuntimeError: the hub does not answer, and the cache does not have it.
         """
-        packaged = packaged_cascades()
-        folder = packaged.get(str(name), Path(name))
-        if not folder.is_dir():
-            close = difflib.get_close_matches(str(name), list(packaged), n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise UserError(
-                f"cascade: {str(name)!r} is neither a folder nor packaged ({', '.join(packaged) or 'none'}){hint}"
-            )
+        folder, _ = find_cascade(name, token=token, revision=revision, endpoint=endpoint, cache_dir=cache_dir)
         manifest = CascadeManifest.read(folder)
         stages = []
         for entry in manifest.stages:
@@ -124,6 +170,55 @@ class Cascade:
             for name, stage in self.stages.items()
         ]
         write_cascade(Path(path), entries, dtype=dtype)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        token: str | bool | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        message: str | None = None,
+        data: str | None = None,
+        dataset: str | None = None,
+        licence: str | None = None,
+        scores: str | Path | None = None,
+        endpoint: str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> str:
+        """Upload the cascade to the Hugging Face hub with a card that is written for it; the repository's address.
+
+        Args:
+            repository: ``user/name``; it is made if it does not exist.
+            token: of an account that may write; default the one that is logged in.
+            private: whether a new repository is.
+            revision: branch; default ``main``.
+            message: of the commit.
+            data: the training data in words, for the card.
+            dataset: its name on the hub.
+            licence: of the weights, as the hub abbreviates it, such as ``apache-2.0``.
+            scores: a file of ``cdm evaluate --json``.
+            endpoint: address of the hub; default ``HF_ENDPOINT`` or the public one.
+            dtype: of the weights in the repository.
+
+        Raises:
+            UserError: a wrong name, licence or scores file, or no right to write.
+            RuntimeError: the hub does not answer.
+        """
+        from cascaded_diffusion.interop.publish import Publication, publish
+
+        notes = Publication(data, dataset, licence, None if scores is None else Path(scores))
+        return publish(
+            self,
+            repository,
+            notes,
+            dtype=dtype,
+            token=token,
+            private=private,
+            revision=revision,
+            message=message,
+            endpoint=endpoint,
+        )
 
     def to(self, device: str | torch.device) -> Self:
         """Move every stage to a device."""

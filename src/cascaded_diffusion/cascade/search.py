@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import torch
 
-from cascaded_diffusion.cascade.chain import Cascade, packaged_cascades
+from cascaded_diffusion.cascade.chain import Cascade, find_cascade, packaged_cascades
 from cascaded_diffusion.cascade.generate import stage_evaluations
 from cascaded_diffusion.cascade.manifest import CascadeManifest
 from cascaded_diffusion.cascade.sampling import SamplingConfig
@@ -75,10 +75,10 @@ class Search:
 
 
 def open_cascade(name: str | Path) -> tuple[Path, bool]:
-    """The folder of a cascade, and whether it is packaged, whichever way it is named."""
-    packaged = packaged_cascades()
-    folder = packaged.get(str(name), Path(name))
-    return folder, folder.resolve() in {path.resolve() for path in packaged.values()}
+    """The folder of a cascade, and whether it must stay as it is: packaged, however it is named, or the hub's."""
+    folder, place = find_cascade(name)
+    packaged = {path.resolve() for path in packaged_cascades().values()}
+    return folder, place == "hub" or folder.resolve() in packaged
 
 
 def prepare_search(

@@ -19,6 +19,7 @@ from cascaded_diffusion.cli.export import export_command
 from cascaded_diffusion.cli.import_ import import_command
 from cascaded_diffusion.cli.plan import plan_command
 from cascaded_diffusion.cli.prepare import prepare_command
+from cascaded_diffusion.cli.push import push_command
 from cascaded_diffusion.cli.recipe import recipe_command
 from cascaded_diffusion.cli.report import report_command
 from cascaded_diffusion.cli.sample import sample_command
@@ -77,6 +78,7 @@ for _name, _command, _summary in (
     ("import", import_command, "Make a stage of guided-diffusion's or diffusers' weights."),
     ("export", export_command, "Write a cascade for diffusers."),
     ("ui", ui_command, "A page in the browser: sample, watch, compare, enlarge."),
+    ("push", push_command, "Upload a cascade to the Hugging Face hub."),
     ("train-classifier", train_classifier_command, "Train a classifier on your data, to score samples with."),
 ):
     app.command(_name, short_help=_summary)(_command)

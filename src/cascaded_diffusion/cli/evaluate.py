@@ -181,10 +181,13 @@ def _kind(subject: str) -> str:
     from cascaded_diffusion.cascade.chain import packaged_cascades
     from cascaded_diffusion.cascade.manifest import MANIFEST_FILE
     from cascaded_diffusion.cascade.stage import CONFIG_FILE, WEIGHTS_FILE
+    from cascaded_diffusion.interop.hub import is_repository
     from cascaded_diffusion.training.export import is_run
 
     path = Path(subject)
     if subject in packaged_cascades() or (path / MANIFEST_FILE).is_file():
+        return "cascade"
+    if not path.exists() and is_repository(subject) and path.suffix != ".npz":
         return "cascade"
     if path.suffix == ".npz" and not path.is_dir():
         return "samples"
@@ -262,18 +265,17 @@ def _request(
 def _judge(asked: _Asked, request: Request) -> tuple[dict[str, Score], dict[str, Any]]:
     """The scores, and what else goes into the JSON file."""
     from cascaded_diffusion.cascade import judge
-    from cascaded_diffusion.cascade.chain import Cascade, packaged_cascades
+    from cascaded_diffusion.cascade.chain import Cascade, find_cascade, packaged_cascades
     from cascaded_diffusion.training.export import load_part
 
     path = Path(asked.subject)
     if asked.kind == "samples":
         return judge.judge_samples(path, request), {}
     if asked.kind == "cascade":
-        packaged = packaged_cascades()
-        tell_which("cascade", asked.subject, packaged)
-        cascade = Cascade.from_pretrained(asked.subject).to(request.device)
-        folder = packaged.get(asked.subject, path)
-        name = asked.subject if asked.subject in packaged else folder.resolve().name
+        tell_which("cascade", asked.subject, packaged_cascades())
+        folder, place = find_cascade(asked.subject)
+        cascade = Cascade.from_pretrained(folder).to(request.device)
+        name = folder.resolve().name if place == "here" else asked.subject
         return judge.judge_cascade(cascade, request, source=judge.cascade_source(name, folder)), {}
     if asked.kind == "stage":
         stage, sampling, _ = load_part(path)

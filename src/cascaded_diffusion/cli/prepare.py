@@ -20,7 +20,9 @@ def prepare_command(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="fashion-mnist, a folder of class folders, a folder of images, or a file.npz."
+            metavar="SOURCE",
+            help="fashion-mnist, a folder of class folders, a folder of images, a file.npz, hf:NAME[:SPLIT] for a data "
+            "set of the Hugging Face hub, or wds:PATTERN for webdataset shards.",
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; it must not exist yet, or be empty.")],
@@ -51,6 +53,16 @@ def prepare_command(
     allow_upscale: Annotated[
         bool, typer.Option("--allow-upscale", help="Enlarge images that are smaller than the largest resolution.")
     ] = False,
+    image_column: Annotated[
+        str | None, typer.Option("--image-column", metavar="NAME", help="Of hf: data with several columns of images.")
+    ] = None,
+    label_column: Annotated[
+        str | None,
+        typer.Option("--label-column", metavar="NAME|none", help="Of hf: data with several columns of classes."),
+    ] = None,
+    subset: Annotated[
+        str | None, typer.Option("--subset", metavar="NAME", help="Of hf: data that comes in several configurations.")
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -63,12 +75,14 @@ def prepare_command(
 ) -> None:
     """Crop and resize images once, so that training only has to read them.
 
-    Each image's centre square is area-averaged to every resolution. A folder's train/ and val/ are used as splits.
+    Each image's centre square is area-averaged to every resolution. Splits that the source brings are used. Of hf: and
+    wds: sources only the prepared images are kept on this disk.
     OUT appears complete or not at all; after an interruption, the same command starts again.
     """
     sizes = parse_resolutions(resolutions)
     from cascaded_diffusion.cli.progress import ProgressDisplay
     from cascaded_diffusion.data.prepare import prepare
+    from cascaded_diffusion.data.streams import Columns
 
     try:
         with ProgressDisplay() as display:
@@ -80,6 +94,7 @@ def prepare_command(
                 limit=limit,
                 skip_bad=skip_bad,
                 allow_upscale=allow_upscale,
+                columns=Columns(image=image_column, label=label_column, subset=subset),
                 workers=workers,
                 progress=display.advance,
                 note=display.note,

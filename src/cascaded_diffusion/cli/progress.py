@@ -53,8 +53,11 @@ class ProgressDisplay:
         now = time.monotonic()
         self._works[what] = _Work(first=done, started=now, told=now)
 
-    def advance(self, what: str, done: int, total: int, note: str = "") -> None:
-        """Show that ``done`` of ``total`` images are through the work called ``what``; several may go on together."""
+    def advance(self, what: str, done: int, total: int | None, note: str = "") -> None:
+        """Show that ``done`` of ``total`` images are through the work called ``what``; several may go on together.
+
+        ``total`` is None where nobody knows it.
+        """
         now = time.monotonic()
         if what not in self._works:
             self.begin(what)
@@ -68,10 +71,11 @@ class ProgressDisplay:
         pace = ", ".join(part for part in (pace, work.note) if part)
         if self._console.is_terminal:
             self._bar.update(work.task, completed=done, total=total, rate=pace)
-        elif done >= total or now - work.told >= PLAIN_INTERVAL_S:
+        elif (total is not None and done >= total) or now - work.told >= PLAIN_INTERVAL_S:
             work.told = now
-            left = f"{(total - done) / speed:,.0f} s left" if done < total and speed > 0 else ""
-            self.note(", ".join(part for part in (f"{what}: {done:,} of {total:,}", pace, left) if part))
+            left = "" if total is None or done >= total or speed <= 0 else f"{(total - done) / speed:,.0f} s left"
+            counted = f"{what}: {done:,}" if total is None else f"{what}: {done:,} of {total:,}"
+            self.note(", ".join(part for part in (counted, pace, left) if part))
 
 
 @dataclass

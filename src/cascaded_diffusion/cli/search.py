@@ -220,7 +220,7 @@ def _prepare(asked: _Asked, settings: dict[str, Any], folder: Path, device: torc
     from cascaded_diffusion.evaluation.features import default_extractor, load_extractor
 
     tell_which("cascade", asked.cascade, packaged_cascades())
-    loaded = Cascade.from_pretrained(asked.cascade).to(device)
+    loaded = Cascade.from_pretrained(folder).to(device)
     prepared = PreparedData.open(asked.data)
     name = asked.features or default_extractor(prepared.channels, prepared.class_names, prepared.resolutions[-1])
     extractor = load_extractor(name, device=device)
@@ -284,4 +284,4 @@ def _write(record: SearchRecord, folder: Path, copy: Path | None) -> None:
         typer.echo(f"{folder}: the default is now {chosen}")
     else:
         write_best_copy(folder, copy, record)
-        typer.echo(f"{copy}: a copy with the default {chosen}; a packaged cascade is not changed")
+        typer.echo(f"{copy}: a copy with the default {chosen}; the cascade itself is not changed")

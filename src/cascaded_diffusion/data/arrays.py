@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from cascaded_diffusion.files import sync_folder
 
-__all__ = ["RowWriter", "save_array"]
+__all__ = ["GrowingArray", "RowWriter", "save_array"]
 
 
 class RowWriter:
@@ -61,6 +61,54 @@ class RowWriter:
         complete.close()
         replacement.replace(self.path)
         self.shape = kept
+
+
+class GrowingArray:
+    """A ``.npy`` file of uint8 images (N, H, W, C) to which images are added one by one, N being known at the end."""
+
+    def __init__(self, path: Path, side: int, channels: int) -> None:
+        self.path, self.count = path, 0
+        self._row = (side, side, channels)
+        self._file = path.open("w+b")
+        self._start = _write_header(self._file, (0, *self._row), np.dtype(np.uint8))
+
+    def append(self, image: npt.NDArray[np.uint8]) -> None:
+        """Add an image (H, W, C), or (H, W, 1) whose grey is repeated in every channel."""
+        self._file.write(np.ascontiguousarray(np.broadcast_to(image, self._row)).tobytes())
+        self.count += 1
+
+    def widen(self, channels: int) -> None:
+        """Give grey images more channels, all alike."""
+        self._rewrite((*self._row[:2], channels), range(self.count))
+
+    def close(self, order: Sequence[int] | None = None) -> None:
+        """Put the file on disk; with ``order``, of these rows in this order."""
+        if order is not None and list(order) != list(range(self.count)):
+            self._rewrite(self._row, order)
+        self._file.seek(0)
+        if _write_header(self._file, (self.count, *self._row), np.dtype(np.uint8)) != self._start:
+            raise ValueError(f"{self.path}: no room for the header of {self.count} rows")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def abandon(self) -> None:
+        """Close the file as it is."""
+        self._file.close()
+
+    def _rewrite(self, row: tuple[int, int, int], order: Iterable[int]) -> None:
+        """Copy rows into a second file and put it in this one's place."""
+        size, old = math.prod(self._row), self._file
+        replacement = self.path.with_name(f".{self.path.name}")
+        self._file = replacement.open("w+b")
+        start = _write_header(self._file, (0, *row), np.dtype(np.uint8))
+        old_row, self._row, self.count = self._row, row, 0
+        with old:
+            for i in order:
+                old.seek(self._start + i * size)
+                self.append(np.frombuffer(old.read(size), np.uint8).reshape(old_row))
+        self._start = start
+        replacement.replace(self.path)
 
 
 def save_array(path: Path, values: npt.NDArray[np.generic]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +18,9 @@ from cascaded_diffusion.data.pixels import Pixels
 from cascaded_diffusion.data.sources import Bad, Facts
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import sha256_of
-from cascaded_diffusion.reading.plain import open_file, size_of
+from cascaded_diffusion.reading.plain import open_file
 
-__all__ = ["decode", "image_suffixes", "look"]
+__all__ = ["decode", "decode_content", "image_suffixes", "look"]
 
 _PIXELS_AT_ONCE = 2**20
 Result = TypeVar("Result")
@@ -52,7 +54,7 @@ def look(path: Path, with_digest: bool) -> Facts | Bad:
         digest = bytes.fromhex(sha256_of(path)) if with_digest else None
         return Facts(image.height, image.width, _is_grey(image), digest)
 
-    return _with_image(path, facts)
+    return _with_file(path, facts)
 
 
 def decode(path: Path, channels: int) -> Pixels | Bad:
@@ -67,24 +69,43 @@ def decode(path: Path, channels: int) -> Pixels | Bad:
         ImageOps.exif_transpose(image, in_place=True)
         return _to_array(image, channels)
 
-    return _with_image(path, pixels)
+    return _with_file(path, pixels)
 
 
-def _with_image(path: Path, use: Callable[[Image.Image], Result]) -> Result | Bad:
+def decode_content(content: bytes, with_digest: bool) -> tuple[Facts, Pixels] | Bad:
+    """What :func:`look` and :func:`decode` tell of a file with this content; one channel if it is grey, else three."""
+
+    def both(image: Image.Image) -> tuple[Facts, Pixels]:
+        digest = hashlib.sha256(content).digest() if with_digest else None
+        facts = Facts(image.height, image.width, _is_grey(image), digest)
+        image.load()
+        return facts, _to_array(ImageOps.exif_transpose(image), 1 if facts.grey else 3)
+
+    return _with_image(lambda: io.BytesIO(content), both)
+
+
+def _with_file(path: Path, use: Callable[[Image.Image], Result]) -> Result | Bad:
     if path.suffix.lower() in _UNREADABLE_SUFFIXES:
         return Bad(f"{path.suffix} files cannot be read; convert it to PNG or JPEG")
+    found = _with_image(lambda: open_file(path), use)
+    # What opening a file refuses names it; so does whoever tells of a bad image.
+    return Bad(found.reason.removeprefix(f"{path}: ")) if isinstance(found, Bad) else found
+
+
+def _with_image(opened: Callable[[], IO[bytes]], use: Callable[[Image.Image], Result]) -> Result | Bad:
     try:
         # Pillow warns above 89 million pixels (real cameras make such files) and refuses above twice that.
-        with warnings.catch_warnings(), open_file(path) as file:
+        with warnings.catch_warnings(), opened() as file:
             warnings.simplefilter("ignore")
-            if not size_of(file):
+            if not file.read(1):
                 return Bad("the file is empty")
+            file.seek(0)
             with Image.open(file, formats=_formats()) as image:
                 return use(image)
     except MemoryError:
         raise
     except UserError as error:
-        return Bad(str(error).removeprefix(f"{path}: "))
+        return Bad(str(error))
     except UnidentifiedImageError:
         return Bad("in no image format that can be read")
     except Exception as error:  # noqa: BLE001 - on damaged bytes decoders raise nearly anything

@@ -18,7 +18,7 @@ from cascaded_diffusion.data.pixels import Pixels
 from cascaded_diffusion.data.sources import Bad, Facts, Item, Key, Source
 from cascaded_diffusion.errors import UserError
 
-__all__ = ["FolderReader", "open_folder"]
+__all__ = ["FolderReader", "Listing", "is_image", "list_images", "open_folder", "source_of"]
 
 _LITTER = {"Thumbs.db", "desktop.ini", "Icon\r", "__MACOSX"}
 _SPLIT_LIKE = {"train", "val", "valid", "validation", "test"}
@@ -47,13 +47,14 @@ class FolderReader:
 
 
 @dataclass
-class _Listing:
+class Listing:
     """Image files below one folder, as (class or None, path relative to the source)."""
 
     images: list[tuple[str | None, str]] = field(default_factory=list)
     empty_classes: list[str] = field(default_factory=list)
 
     def classes(self) -> set[str]:
+        """The classes that have images."""
         return {name for name, _ in self.images if name is not None}
 
 
@@ -61,7 +62,11 @@ def open_folder(root: Path) -> Source:
     """List the images of a folder of class folders or of images, or of two such folders ``train/`` and ``val/``."""
     ignored: list[str] = []
     splits = _splits(root)
-    listings = {split: _list(root, prefix, ignored) for split, prefix in splits.items()}
+    return source_of(root, {split: list_images(root, prefix, ignored) for split, prefix in splits.items()}, ignored)
+
+
+def source_of(root: Path, listings: dict[str, Listing], ignored: list[str]) -> Source:
+    """The source that the images of ``train``, and of ``val`` if that is there, make; ``ignored`` are no images."""
     if not any(listing.images for listing in listings.values()):
         others = f"{len(ignored)} other files, such as {_printable(ignored[0])}" if ignored else "no files at all"
         raise UserError(f"{root}: no image files in it ({others})")
@@ -88,7 +93,7 @@ def _splits(root: Path) -> dict[str, str]:
     """Which top folder is which split: {split: path relative to the root}; without such folders all is train."""
     folders = {entry.name for entry in _entries(root) if entry.is_dir()}
     named = folders & _SPLIT_LIKE
-    images = any(_is_image(entry.name) and not entry.is_dir() for entry in _entries(root))
+    images = any(is_image(entry.name) and not entry.is_dir() for entry in _entries(root))
     if folders == {"train"} and not images:
         return {"train": "train"}
     if {"train", "val"} <= folders:
@@ -103,15 +108,15 @@ def _splits(root: Path) -> dict[str, str]:
     return {"train": ""}
 
 
-def _list(root: Path, prefix: str, ignored: list[str]) -> _Listing:
+def list_images(root: Path, prefix: str, ignored: list[str]) -> Listing:
     """Images directly in ``root/prefix`` (no classes), or below its folders (each a class), not both."""
-    listing = _Listing()
+    listing = Listing()
     top = root / prefix
     direct: list[tuple[str | None, str]] = []
     for entry in _entries(top):
         relative = f"{prefix}/{entry.name}" if prefix else entry.name
         if not entry.is_dir():
-            (direct.append((None, relative)) if _is_image(entry.name) else ignored.append(relative))
+            (direct.append((None, relative)) if is_image(entry.name) else ignored.append(relative))
             continue
         below = [(entry.name, path) for path in _walk(Path(entry.path), relative, ignored, (_identity(top),))]
         listing.images.extend(below)
@@ -135,7 +140,7 @@ def _walk(folder: Path, relative: str, ignored: list[str], above: tuple[tuple[in
         path = f"{relative}/{entry.name}"
         if entry.is_dir():
             yield from _walk(Path(entry.path), path, ignored, (*above, here))
-        elif _is_image(entry.name):
+        elif is_image(entry.name):
             yield path
         else:
             ignored.append(path)
@@ -156,11 +161,12 @@ def _identity(folder: Path) -> tuple[int, int]:
     return facts.st_dev, facts.st_ino
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a file's name ends like an image's."""
     return os.path.splitext(name)[1].lower() in image_suffixes()
 
 
-def _class_names(root: Path, listings: dict[str, _Listing]) -> list[str] | None:
+def _class_names(root: Path, listings: dict[str, Listing]) -> list[str] | None:
     """Names of all classes, sorted; None without classes. Both splits must agree."""
     train = listings["train"].classes()
     val = listings["val"].classes() if "val" in listings else train

@@ -14,19 +14,19 @@ import numpy as np
 
 from cascaded_diffusion.data.arrays import RowWriter, save_array
 from cascaded_diffusion.data.convert import Converted, convert_all
-from cascaded_diffusion.data.manifest import MAX_RESOLUTION, Counts, Manifest, Request, images_file, labels_file
-from cascaded_diffusion.data.pixels import RESIZE_RULE
+from cascaded_diffusion.data.manifest import Manifest, images_file, labels_file
+from cascaded_diffusion.data.options import MAX_RESOLUTION, Options, Outcome, finish
 from cascaded_diffusion.data.sources import PACKAGED, Bad, Facts, Item, Key, Source, open_source
 from cascaded_diffusion.data.splits import by_content_hash, class_balanced
+from cascaded_diffusion.data.streams import PREFIXES, Columns, Stream, local_folder, open_stream
 from cascaded_diffusion.data.workers import WorkerPool
 from cascaded_diffusion.data.workspace import finished_manifest, free_space_check, workspace
 from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.files import sha256_of, write_json
 
 __all__ = ["MAX_RESOLUTION", "Note", "Progress", "prepare"]
 
 Result = TypeVar("Result")
-Progress = Callable[[str, int, int], None]  # what is being done, images done, images in all
+Progress = Callable[[str, int, int | None], None]  # what is being done, images done, images in all if that is known
 Note = Callable[[str], None]  # one line a person should read
 
 
@@ -34,7 +34,7 @@ def _to_stderr(line: str) -> None:
     sys.stderr.write(f"{line}\n")
 
 
-def _no_progress(what: str, done: int, total: int) -> None:
+def _no_progress(what: str, done: int, total: int | None) -> None:
     pass
 
 
@@ -47,6 +47,7 @@ def prepare(
     limit: int | None = None,
     skip_bad: bool = False,
     allow_upscale: bool = False,
+    columns: Columns | None = None,
     workers: int | None = None,
     progress: Progress = _no_progress,
     note: Note = _to_stderr,
@@ -54,7 +55,9 @@ def prepare(
     """Write the images of ``source`` to the new folder ``out`` at every resolution; see ``docs`` for the layout.
 
     Args:
-        source: ``fashion-mnist``, a folder of class folders, a folder of images, or a ``file.npz``.
+        source: ``fashion-mnist``, a folder of class folders, a folder of images, a ``file.npz``, ``hf:NAME[:SPLIT]``
+            for a data set of the Hugging Face hub or a folder or file that ``datasets`` can read, or ``wds:PATTERN``
+            for webdataset shards.
         out: a folder that does not exist yet or is empty; it appears complete or not at all. If it already holds the
             result of the same request nothing is done; anything else in it is an error.
         resolutions: distinct sides in pixels, each in [1, 4096].
@@ -64,6 +67,7 @@ def prepare(
             class, then the second of every class, ...). An unreadable one is replaced by the next.
         skip_bad: leave unreadable files out and list them in the manifest, instead of stopping at the first.
         allow_upscale: enlarge crops that are smaller than a resolution (bicubic), instead of stopping.
+        columns: of an ``hf:`` data set, where they cannot be found out.
         workers: processes; ``None`` is one per processor, 0 or 1 works in this process.
         progress: called with (what, done, total) as images are done.
         note: called with each line a person should read.
@@ -74,61 +78,33 @@ def prepare(
     Raises:
         UserError: for anything wrong with the arguments, the source or ``out``; it names the file.
     """
-    sizes = _checked_resolutions(resolutions)
-    _check_numbers(val, limit)
-    options = _Options(sizes, val, limit, skip_bad, allow_upscale)
-    with workspace(out, None if source in PACKAGED else Path(source)) as (work, scratch), WorkerPool(workers) as pool:
-        found = open_source(source, scratch, note)
+    options = Options.checked(resolutions, val, limit, skip_bad, allow_upscale)
+    is_stream = source.startswith(PREFIXES)
+    if columns not in (None, Columns()) and not source.startswith("hf:"):
+        raise UserError(f"{source}: has no columns and subsets to choose; those are for hf: data sets")
+    folder = None if source in PACKAGED else local_folder(source) if is_stream else Path(source)
+    with workspace(out, folder) as (work, scratch), WorkerPool(workers) as pool:
+        found = (
+            open_stream(source, columns or Columns(), scratch, note)
+            if is_stream
+            else open_source(source, scratch, note)
+        )
         _check_request(found, options)
-        done = finished_manifest(out, found.name, options.request(found), sizes)
+        done = finished_manifest(out, found.name, options.request(found.fingerprint), options.resolutions)
         if done is not None:
             note(f"{out}: already prepared, nothing to do")
             return done
+        if isinstance(found, Stream):
+            from cascaded_diffusion.data.stream_run import StreamRun
+
+            return StreamRun(found, options, work, pool, progress, note).run()
         return _Run(found, options, work, pool, progress, note).run()
 
 
-@dataclass(frozen=True)
-class _Options:
-    resolutions: list[int]
-    val: float | None
-    limit: int | None
-    skip_bad: bool
-    allow_upscale: bool
-
-    def request(self, source: Source) -> Request:
-        return Request(
-            source_fingerprint=source.fingerprint,
-            val=self.val,
-            limit=self.limit,
-            skip_bad=self.skip_bad,
-            allow_upscale=self.allow_upscale,
-        )
-
-
-def _checked_resolutions(resolutions: Sequence[int]) -> list[int]:
-    sizes = list(resolutions)
-    allowed = f"give distinct whole numbers from 1 to {MAX_RESOLUTION}"
-    if not sizes:
-        raise UserError(f"resolutions: none given; {allowed}")
-    for size in sizes:
-        if type(size) is not int or not 1 <= size <= MAX_RESOLUTION:
-            raise UserError(f"resolutions: {size!r}; {allowed}")
-        if sizes.count(size) > 1:
-            raise UserError(f"resolutions: {size} is given twice; {allowed}")
-    return sorted(sizes)
-
-
-def _check_numbers(val: float | None, limit: int | None) -> None:
-    if val is not None and not 0 < val < 1:
-        raise UserError(f"val: {val}; give a fraction above 0 and below 1")
-    if limit is not None and limit < 1:
-        raise UserError(f"limit: {limit}; give 1 or more")
-
-
-def _check_request(source: Source, options: _Options) -> None:
+def _check_request(source: Source | Stream, options: Options) -> None:
     if options.val is not None and source.split_rule is not None:
         raise UserError(f"val: {options.val}; not for {source.name}, whose splits are {source.split_rule}")
-    if source.resolutions is not None:
+    if isinstance(source, Source) and source.resolutions is not None:
         for size in options.resolutions:
             if size not in source.resolutions:
                 allowed = ", ".join(map(str, source.resolutions))
@@ -140,27 +116,31 @@ class _Run:
     """One preparation from the listed source to the finished folder."""
 
     source: Source
-    options: _Options
+    options: Options
     work: Path
     pool: WorkerPool
     progress: Progress
     note: Note
-    skipped: list[str] = field(default_factory=list)
-    upscaled: int = 0
-    channels: int = 3
+    outcome: Outcome = field(default_factory=Outcome)
 
     def run(self) -> Manifest:
         items, facts = self._scan()
-        self.channels = 1 if all(fact.grey for fact in facts) else 3
+        self.outcome.channels = 1 if all(fact.grey for fact in facts) else 3
         splits, rule = self._divide(items, facts)
         self._check_space(splits)
         written = {name: self._write_split(name, members) for name, members in splits.items() if members}
-        counts = {name: count for name, count in written.items() if count}
-        if "train" not in counts:
-            raise UserError(f"{self.source.name}: no readable training image")
+        manifest = finish(
+            self.work,
+            self.options,
+            self.outcome,
+            source=self.source.name,
+            fingerprint=self.source.fingerprint,
+            class_names=self.source.class_names,
+            counts=written,
+            crop_rule=self.source.crop_rule,
+            split_rule=rule,
+        )
         self._report_ignored()
-        manifest = self._manifest(counts, rule)
-        write_json(self.work / "manifest.json", manifest.model_dump(mode="json"))
         return manifest
 
     # -- looking ------------------------------------------------------------------------------------------------------
@@ -169,7 +149,7 @@ class _Run:
         """Header, size and, if needed, content hash of every image; unreadable ones are dropped or stop the run."""
         items = self.source.items
         if self.source.facts is not None and self.options.val is None:
-            self._check_size(items[0], self.source.facts)
+            self.options.check_size(self.source.reader.name(items[0].key), self.source.facts)
             return items, [self.source.facts] * len(items)
         look = partial(self.source.reader.look, with_digest=self.options.val is not None)
         kept: list[Item] = []
@@ -181,7 +161,7 @@ class _Run:
                 if isinstance(result, Bad):
                     self._bad(item, result)
                 else:
-                    self._check_size(item, result)
+                    self.options.check_size(self.source.reader.name(item.key), result)
                     kept.append(item)
                     facts.append(result)
             done += len(chunk)
@@ -190,20 +170,12 @@ class _Run:
             raise UserError(f"{self.source.name}: no readable image")
         return kept, facts
 
-    def _check_size(self, item: Item, facts: Facts) -> None:
-        largest = self.options.resolutions[-1]
-        if min(facts.height, facts.width) < largest and not self.options.allow_upscale:
-            raise UserError(
-                f"{self.source.reader.name(item.key)}: {facts.width}x{facts.height} pixels, too small for resolution "
-                f"{largest}; leave it out, ask for less, or allow enlarging with --allow-upscale"
-            )
-
     def _bad(self, item: Item, bad: Bad) -> None:
         name = self.source.reader.name(item.key)
         if not self.options.skip_bad:
             remedy = "mend or remove it, or leave such files out with --skip-bad"
             raise UserError(f"{name}: unreadable image ({bad.reason}); {remedy}")
-        self.skipped.append(f"{item.key}: {bad.reason}".encode(errors="backslashreplace").decode())
+        self.outcome.skipped.append(f"{item.key}: {bad.reason}".encode(errors="backslashreplace").decode())
         self.note(f"skipped {name}: {bad.reason}")
 
     # -- dividing -----------------------------------------------------------------------------------------------------
@@ -213,7 +185,7 @@ class _Run:
             rule = self.source.split_rule
             splits = {name: [item for item in items if item.split == name] for name in ("train", "val")}
         elif self.options.val is not None:
-            rule = f"val if the content's SHA-256, its first 8 bytes over 2^64, is below {self.options.val}"
+            rule = self.options.hash_rule
             splits = by_content_hash(zip(items, facts, strict=True), self.options.val)
             if not splits["val"]:
                 self.note(f"val: the fraction {self.options.val} of {len(items)} images is none; there is no val split")
@@ -228,7 +200,7 @@ class _Run:
 
     def _check_space(self, splits: dict[str, list[Item]]) -> None:
         images = sum(min(len(members), self.options.limit or len(members)) for members in splits.values())
-        free_space_check(self.work, images * self.channels * sum(size**2 for size in self.options.resolutions))
+        free_space_check(self.work, images * self.outcome.channels * sum(size**2 for size in self.options.resolutions))
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -236,7 +208,7 @@ class _Run:
         """Fill one split's arrays; an unreadable image's row goes to the next candidate, or is dropped at the end."""
         total = min(len(candidates), self.options.limit or len(candidates))
         (self.work / name).mkdir()
-        with _SplitArrays(self.work, name, total, self.channels, self.options.resolutions) as arrays:
+        with _SplitArrays(self.work, name, total, self.outcome.channels, self.options.resolutions) as arrays:
             rows, used = list(range(total)), 0
             while rows and used < len(candidates):
                 batch = candidates[used : used + len(rows)]
@@ -249,7 +221,7 @@ class _Run:
 
     def _fill(self, arrays: _SplitArrays, rows: list[int], items: list[Item]) -> list[int]:
         """Write ``items`` to ``rows`` in order; returns the rows that stay empty."""
-        convert = partial(convert_all, self.source.reader, self.channels, tuple(self.options.resolutions))
+        convert = partial(convert_all, self.source.reader, self.outcome.channels, tuple(self.options.resolutions))
         step = f"writing {arrays.name}"
         failed, done = [], 0
         self.progress(step, arrays.total - len(items), arrays.total)
@@ -260,7 +232,7 @@ class _Run:
                     failed.append(rows[done])
                 else:
                     arrays.write(rows[done], item.label, result)
-                    self.upscaled += result.upscaled
+                    self.outcome.upscaled += result.upscaled
                 done += 1
             self.progress(step, arrays.total - len(items) + done, arrays.total)
         return failed
@@ -279,30 +251,6 @@ class _Run:
         ignored = self.source.ignored
         if ignored:
             self.note(f"ignored as no images: {len(ignored):,} files, such as {ignored[0]}")
-
-    def _manifest(self, counts: dict[str, int], split_rule: str) -> Manifest:
-        resize = RESIZE_RULE + ("; smaller crops enlarged by bicubic interpolation" if self.upscaled else "")
-        arrays = [path for split in counts for path in _array_files(split, self.options.resolutions)]
-        return Manifest(
-            format_version=1,
-            source=self.source.name,
-            channels=1 if self.channels == 1 else 3,
-            class_names=self.source.class_names,
-            counts=Counts(train=counts["train"], val=counts.get("val", 0)),
-            resolutions=self.options.resolutions,
-            crop=self.source.crop_rule,
-            resize=resize,
-            split=split_rule,
-            upscaled=self.upscaled,
-            skipped=len(self.skipped),
-            skipped_files=self.skipped,
-            files={path: sha256_of(self.work / path) for path in arrays},
-            request=self.options.request(self.source),
-        )
-
-
-def _array_files(split: str, resolutions: list[int]) -> list[str]:
-    return [*(images_file(split, size) for size in resolutions), labels_file(split)]
 
 
 class _SplitArrays:

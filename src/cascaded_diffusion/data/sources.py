@@ -94,16 +94,15 @@ def open_source(source: str, scratch: Path, note: Callable[[str], None]) -> Sour
         if Path(source).exists():
             note(f"{source}: the packaged data set is used, not what has this name here (write ./{source} for that)")
         return _idx_source(FASHION_MNIST, load_fashion_mnist(note), scratch)
-    for prefix in ("hf:", "wds:"):
-        if source.startswith(prefix):
-            raise UserError(f"{source}: {prefix} sources are not available in this version; give {_FORMS}")
     path = Path(source)
     if path.is_dir():
         if holds_idx_files(path):
             return _idx_source(path.resolve().name, load_idx_folder(path), scratch)
         from cascaded_diffusion.data.folder import open_folder
+        from cascaded_diffusion.data.imagenet import find_imagenet, open_imagenet
 
-        return open_folder(path)
+        layout = find_imagenet(path)
+        return open_folder(path) if layout is None else open_imagenet(layout, note)
     if path.is_file() and path.suffix.lower() == ".npz":
         from cascaded_diffusion.data.archive import open_archive
 
@@ -112,7 +111,7 @@ def open_source(source: str, scratch: Path, note: Callable[[str], None]) -> Sour
     raise UserError(f"{source}: {found}; give {_FORMS}")
 
 
-_FORMS = "fashion-mnist, a folder of class folders, a folder of images, or a file.npz"
+_FORMS = "fashion-mnist, a folder of class folders, a folder of images, a file.npz, hf:NAME or wds:PATTERN"
 
 
 def _idx_source(name: str, data: IdxData, scratch: Path) -> Source:

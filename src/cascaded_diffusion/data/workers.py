@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sized
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
@@ -41,9 +41,9 @@ class WorkerPool:
             self._executor.shutdown(wait=True, cancel_futures=True)
             self._executor = None
 
-    def map(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
-        """Yield ``function(task)`` in the order of ``tasks``; only a few results per worker are ever waiting."""
-        if self.workers <= 1 or len(tasks) <= 1:
+    def map(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Generator[Result, None, None]:
+        """Yield ``function(task)`` in the order of ``tasks``; only a few tasks and results per worker are waiting."""
+        if self.workers <= 1 or (isinstance(tasks, Sized) and len(tasks) <= 1):
             yield from map(function, tasks)
             return
         if self._executor is None:

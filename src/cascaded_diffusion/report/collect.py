@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cascaded_diffusion.cascade.chain import packaged_cascades
+from cascaded_diffusion.cascade.chain import find_cascade, packaged_cascades
 from cascaded_diffusion.cascade.manifest import MANIFEST_FILE
 from cascaded_diffusion.cascade.stage import CONFIG_FILE, WEIGHTS_FILE
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import read_json
+from cascaded_diffusion.interop.hub import is_repository
 from cascaded_diffusion.training.run import METRICS_FILE
 
 __all__ = ["DEPTH", "Subjects", "find_subjects", "is_run_folder"]
@@ -59,6 +60,8 @@ def find_subjects(target: str, *, scores: Sequence[Path] = (), search: Path | No
     packaged = packaged_cascades()
     if target in packaged:
         found.cascades.append((target, packaged[target]))
+    elif not Path(target).exists() and is_repository(target):
+        found.cascades.append((target, find_cascade(target)[0]))
     else:
         folder = Path(target)
         if folder.is_file():

@@ -1,0 +1,124 @@
+"""What a preparation was asked for, and the manifest that it ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cascaded_diffusion.data.manifest import MAX_RESOLUTION, Counts, Manifest, Request, images_file, labels_file
+from cascaded_diffusion.data.pixels import RESIZE_RULE
+from cascaded_diffusion.data.sources import Facts
+from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.files import sha256_of, write_json
+
+__all__ = ["MAX_RESOLUTION", "Options", "Outcome", "finish"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was asked for, beside the source: see :func:`cascaded_diffusion.data.prepare.prepare`."""
+
+    resolutions: list[int]
+    val: float | None
+    limit: int | None
+    skip_bad: bool
+    allow_upscale: bool
+
+    @classmethod
+    def checked(
+        cls, resolutions: Sequence[int], val: float | None, limit: int | None, skip_bad: bool, allow_upscale: bool
+    ) -> Options:
+        """The options, with ascending resolutions; ``UserError`` for numbers that are not allowed."""
+        sizes = list(resolutions)
+        allowed = f"give distinct whole numbers from 1 to {MAX_RESOLUTION}"
+        if not sizes:
+            raise UserError(f"resolutions: none given; {allowed}")
+        for size in sizes:
+            if type(size) is not int or not 1 <= size <= MAX_RESOLUTION:
+                raise UserError(f"resolutions: {size!r}; {allowed}")
+            if sizes.count(size) > 1:
+                raise UserError(f"resolutions: {size} is given twice; {allowed}")
+        if val is not None and not 0 < val < 1:
+            raise UserError(f"val: {val}; give a fraction above 0 and below 1")
+        if limit is not None and limit < 1:
+            raise UserError(f"limit: {limit}; give 1 or more")
+        return cls(sorted(sizes), val, limit, skip_bad, allow_upscale)
+
+    def request(self, fingerprint: str) -> Request:
+        """As the manifest records it, of a source with this fingerprint."""
+        return Request(
+            source_fingerprint=fingerprint,
+            val=self.val,
+            limit=self.limit,
+            skip_bad=self.skip_bad,
+            allow_upscale=self.allow_upscale,
+        )
+
+    @property
+    def hash_rule(self) -> str:
+        """How ``val`` divides the images, in words."""
+        return f"val if the content's SHA-256, its first 8 bytes over 2^64, is below {self.val}"
+
+    def check_size(self, name: str, facts: Facts) -> None:
+        """``UserError`` if the image called ``name`` is too small and must not be enlarged."""
+        largest = self.resolutions[-1]
+        if min(facts.height, facts.width) < largest and not self.allow_upscale:
+            raise UserError(
+                f"{name}: {facts.width}x{facts.height} pixels, too small for resolution {largest}; leave it out, ask "
+                "for less, or allow enlarging with --allow-upscale"
+            )
+
+    def array_files(self, split: str) -> list[str]:
+        """Paths of a split's arrays."""
+        return [*(images_file(split, size) for size in self.resolutions), labels_file(split)]
+
+
+@dataclass
+class Outcome:
+    """What became of the images, as the manifest tells it."""
+
+    channels: int = 3
+    upscaled: int = 0
+    skipped: list[str] = field(default_factory=list)
+
+
+def finish(
+    work: Path,
+    options: Options,
+    outcome: Outcome,
+    *,
+    source: str,
+    fingerprint: str,
+    class_names: list[str] | None,
+    counts: dict[str, int],
+    crop_rule: str,
+    split_rule: str,
+) -> Manifest:
+    """Write ``work/manifest.json``, which makes the folder complete.
+
+    Raises:
+        UserError: there is no training image.
+    """
+    if not counts.get("train"):
+        raise UserError(f"{source}: no readable training image")
+    enlarged = "; smaller crops enlarged by bicubic interpolation" if outcome.upscaled else ""
+    arrays = [path for split, count in counts.items() if count for path in options.array_files(split)]
+    manifest = Manifest(
+        format_version=1,
+        source=source,
+        channels=1 if outcome.channels == 1 else 3,
+        class_names=class_names,
+        counts=Counts(train=counts["train"], val=counts.get("val", 0)),
+        resolutions=options.resolutions,
+        crop=crop_rule,
+        resize=RESIZE_RULE + enlarged,
+        split=split_rule,
+        upscaled=outcome.upscaled,
+        skipped=len(outcome.skipped),
+        skipped_files=outcome.skipped,
+        files={path: sha256_of(work / path) for path in arrays},
+        request=options.request(fingerprint),
+    )
+    write_json(work / "manifest.json", manifest.model_dump(mode="json"))
+    return manifest
