@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from mkdocs.structure.files import File, Files
 
 from docs_site import commands, configuration, interface
 
-__all__ = ["on_config", "on_files"]
+__all__ = ["on_config", "on_files", "on_page_content"]
 
 ROOT = Path(__file__).parents[1]
 PROJECT_PAGES = {"Contributing": "CONTRIBUTING.md", "Changelog": "CHANGELOG.md", "Security": "SECURITY.md"}
@@ -49,3 +50,8 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     for path, text in pages.items():
         files.append(File.generated(config, path, content=text.replace("](docs/", "](")))
     return files
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Mark short pieces of code, which assets/site.css keeps on one line."""
+    return re.sub(r"<code>([^<]{1,32})</code>", r'<code class="short">\1</code>', html)

@@ -124,6 +124,7 @@ def test_every_option_of_every_command() -> None:
             assert shown in rows or f"[{shown}]" in rows, (name, shown)
     assert sections["cdm sample"]["--seed"] == ["--seed N", "0", "Equal seeds give equal images."]
     assert sections["cdm train"]["--stage"][1] == "**required**"
+    assert sections["cdm search"]["--augmentation"][1:] == ["both", "truncated, nontruncated."]
 
 
 def test_a_new_command_and_a_group_of_commands_appear(monkeypatch: pytest.MonkeyPatch) -> None:

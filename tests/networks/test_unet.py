@@ -255,6 +255,10 @@ def test_inputs_the_network_was_built_without_are_refused(name: str, value: Tens
         ({"head_channels": 5}, "network.head_channels: 5 does not divide a level's 16 channels"),
         ({"blocks": (1, 2, 3)}, r"network.blocks: \[1, 2, 3\] has 3 entries"),
         ({"multipliers": (1, 0.1)}, "network.multipliers: .* leaves a level without channels"),
+        (
+            {"multipliers": (1, 64), "channels": 8192},
+            "network.multipliers: .* a level of 524288 channels; at most 16384",
+        ),
     ],
 )
 def test_shapes_that_cannot_be_built_are_named(config: dict[str, Any], message: str) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,6 +71,68 @@ def test_differences_reach_into_groups_and_both_ways() -> None:
     old = {"a": {"b": 1, "gone": True}, "c": [1, 2]}
     new = {"a": {"b": 2, "new": "x"}, "c": [1, 2]}
     assert differences(old, new) == ["a.b: 1 -> 2", "a.gone: true -> null", 'a.new: null -> "x"']
+
+
+def _names(count: int, **changes: str) -> list[str]:
+    names = [f"class {i}" for i in range(count)]
+    for place, name in changes.items():
+        names[int(place[1:])] = name
+    return names
+
+
+@pytest.mark.parametrize(
+    "old, new, line",
+    [
+        ({"c": [1, 2]}, {"c": [1, 2, 4]}, "c: [1, 2] -> [1, 2, 4]"),
+        ({"a": {"c": [[1, 2], [3]]}}, {"a": {"c": [[1, 2], [4]]}}, "a.c: [[1, 2], [3]] -> [[1, 2], [4]]"),
+        ({"n": _names(900)}, {"n": _names(900, _7="cat")}, 'n.7: "class 7" -> "cat"'),
+        ({"n": _names(9)}, {"n": _names(9, _7="a", _8="b")}, 'n.7: "class 7" -> "a" (and 1 more entries)'),
+        ({"n": _names(900)}, {"n": _names(901)}, "n: 900 entries -> 901 entries"),
+        ({"n": None}, {"n": _names(2)}, 'n: null -> ["class 0", "class 1"]'),
+        ({"n": "x" * 500}, {"n": "y"}, 'n: "' + "x" * 76 + '... -> "y"'),
+        ({"a": None}, {"a": {"b": 1, "c": None}}, "a.b: null -> 1"),
+        ({"a": {"b": 1}}, {"a": None}, "a.b: 1 -> null"),
+        ({"a": {}}, {"a": None}, "a: {} -> null"),
+        ({"a": "Größe"}, {"a": "b"}, 'a: "Größe" -> "b"'),
+        ({"a": True}, {"a": "true"}, 'a: true -> "true"'),
+    ],
+)
+def test_a_difference_of_any_kind_is_told_in_one_short_line(old: Any, new: Any, line: str) -> None:
+    assert differences(old, new) == [line]
+    assert differences(old, old) == differences(new, new) == []
+    assert len(line) < 200
+
+
+def test_no_setting_of_a_stage_is_overlooked(base_config: Configure) -> None:
+    """Every leaf of the recorded configuration, changed alone, is one difference that names it."""
+    recorded = base_config(class_names=["a", "b", "c", "d"]).model_dump(mode="json")
+
+    def leaves(value: Any, path: tuple[str, ...]) -> list[tuple[str, ...]]:
+        if isinstance(value, dict):
+            return [leaf for key, inner in value.items() for leaf in leaves(inner, (*path, key))]
+        return [path]
+
+    paths = leaves(recorded, ())
+    assert len(paths) > 50
+    for path in paths:
+        changed = json.loads(json.dumps(recorded))
+        group = changed
+        for key in path[:-1]:
+            group = group[key]
+        group[path[-1]] = "another"
+        (line,) = differences(recorded, changed)
+        assert line.startswith(f"{'.'.join(path)}: ")
+        assert line.endswith('-> "another"')
+
+
+def test_many_differences_are_told_up_to_a_dozen(tmp_path: Path, base_config: Configure, sr_config: Configure) -> None:
+    open_run(tmp_path, base_config(), allow_changes=False)
+    with pytest.raises(UserError) as caught:
+        open_run(tmp_path, sr_config(), allow_changes=False)
+    line = str(caught.value)
+    assert 'name: "base8" -> "sr16"; resolution: 8 -> 16' in line
+    assert "; and 5 more); pass --allow-changes" in line
+    assert line.count(" -> ") == 12
 
 
 def test_a_foreign_folder_is_refused(tmp_path: Path, base_config: Configure) -> None:

@@ -87,14 +87,18 @@ def _options(command: Any) -> str:
         # A pair such as --flag/--no-flag is one option of two names.
         names = ", ".join(code(name) for name in (*option.opts, *option.secondary_opts))
         value = "" if option.is_flag else f" {code(str(option.metavar or option.name.upper()))}"
-        rows.append((names + value, _default(option), inline(option.help or "")))
+        meaning, default = _split_default(option)
+        rows.append((names + value, default, inline(meaning)))
     rows.append((f"{code('-h')}, {code('--help')}", "", "Show the help and exit."))
     return table(("Option", "Default", "Meaning"), rows)
 
 
-def _default(option: Any) -> str:
+def _split_default(option: Any) -> tuple[str, str]:
+    """The help text, and the default: typer's, or the one that the text ends with, ``[default: ...]``."""
+    text, _, told = str(option.help or "").partition("[default: ")
     if option.required:
-        return "**required**"
-    if option.default is None or option.default is False or not option.show_default:
-        return ""
-    return code(str(option.default))
+        return text, "**required**"
+    if told:
+        return text, code(told.rstrip().removesuffix("]"))
+    silent = option.default is None or option.default is False or not option.show_default
+    return text, "" if silent else code(str(option.default))
