@@ -54,9 +54,12 @@ def ui_command(
     if find_spec("gradio") is None:
         raise UserError("ui: the page needs Gradio, which is not installed; pip install 'cascaded-diffusion[ui]'")
 
-    from cascaded_diffusion.ui.server import listen
+    from cascaded_diffusion.ui.server import DEFAULT_PORT, listen
 
     with listen(host, port) as listening:
+        taken = listening.getsockname()[1]
+        if port is None and taken != DEFAULT_PORT:
+            typer.echo(f"port {DEFAULT_PORT} is in use, {taken} is taken instead", err=True)
         _serve(listening, cascade, device, max_num)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import errno
 import os
 import socket
 import tempfile
@@ -52,7 +54,7 @@ def listen(host: str, port: int | None) -> socket.socket:
             raise UserError(f"--port: {one} is reserved for the administrator; allowed: 1024 to 65535") from None
         except OSError as error:
             listening.close()
-            if error.errno != 98 and port is None:
+            if error.errno != errno.EADDRINUSE and port is None:
                 raise UserError(f"--host: {host!r} is not an address of this machine ({_reason(error)})") from None
             last = error
     if port is None:
@@ -105,6 +107,14 @@ def own_folder() -> Iterator[Path]:
 
 def page_server(studio: Studio, title: str, folder: Path, *, loopback: bool) -> uvicorn.Server:
     """A server of the page about a studio's cascade, to be run on a socket of :func:`listen`."""
+
+    async def build() -> uvicorn.Server:
+        return _build(studio, title, folder, loopback)
+
+    return asyncio.run(build())  # where no loop runs, Gradio opens several and closes none
+
+
+def _build(studio: Studio, title: str, folder: Path, loopback: bool) -> uvicorn.Server:
     import gradio as gr
     import uvicorn
     from fastapi import FastAPI

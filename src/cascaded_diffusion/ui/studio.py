@@ -268,9 +268,9 @@ class Studio:
 
     def _watch(self, session: _Session, work: _Pass) -> Generator[Frame, None, Run | None]:
         """Show a run until it ends; the run if it is done, ``None`` if it was stopped or failed (and that is shown)."""
-        run = self.engine.start(work.job)
+        run = self.engine.start(work.job, stopped=session.stopped)
         session.runs.append(run)
-        if session.stopped:
+        if session.stopped:  # in the meantime
             run.stop()
         try:
             for snapshot in run.watch():

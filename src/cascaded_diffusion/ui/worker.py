@@ -106,11 +106,11 @@ class Engine:
     _runs: set[Run] = field(default_factory=set)
     _closed: bool = False
 
-    def start(self, job: Job) -> Run:
-        """Begin a run; it waits until the one before it has come to its end."""
+    def start(self, job: Job, *, stopped: bool = False) -> Run:
+        """Begin a run; it waits until the one before it has come to its end. One that is ``stopped`` makes no step."""
         run = Run(self, job)
         self._runs = {other for other in self._runs if other.is_alive()} | {run}
-        if self._closed:
+        if stopped or self._closed:
             run.stop()
         run.start()
         return run
