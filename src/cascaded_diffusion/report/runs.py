@@ -62,6 +62,8 @@ def _metrics(path: Path) -> list[Row]:
             break  # a run that goes on is writing it
         try:
             row = json.loads(line)
+            if row["loss"] is None:
+                continue  # every step of this line was skipped: nothing to draw
             # What the charts read; anything else in a line is not the page's business.
             numbers = [row["images"], row["loss"], *(value for value in row["loss_by_time"] if value is not None)]
         except (ValueError, KeyError, TypeError, RecursionError):

@@ -9,9 +9,17 @@ from types import FrameType
 
 __all__ = ["Interrupt"]
 
+_ALWAYS = (signal.SIGTERM, signal.SIGINT)
+# Slurm's warning before it takes the machine away, and a terminal that closes; who has them ignored (nohup) means it.
+_UNLESS_IGNORED = (signal.SIGUSR1, signal.SIGHUP)
+
 
 class Interrupt:
-    """Remembers SIGTERM or SIGINT until the step is over."""
+    """Remembers SIGTERM, SIGINT, SIGUSR1 and SIGHUP until the step is over.
+
+    Attributes:
+        received: the number of the newest one, or ``None``.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -21,8 +29,10 @@ class Interrupt:
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
+        """Take the signals for the length of the block."""
+        numbers = (*_ALWAYS, *(number for number in _UNLESS_IGNORED if signal.getsignal(number) is not signal.SIG_IGN))
         try:
-            previous = {number: signal.signal(number, self) for number in (signal.SIGTERM, signal.SIGINT)}
+            previous = {number: signal.signal(number, self) for number in numbers}
         except ValueError:  # not in the main thread: the caller handles signals
             previous = {}
         try:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,13 @@ from cascaded_diffusion.data.prepared import PreparedData
 from cascaded_diffusion.diffusion.grid import sampling_grid
 from cascaded_diffusion.diffusion.schedule import Schedule
 from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.memory import is_out_of_memory
+from cascaded_diffusion.ranks import current_ranks, highest
+from cascaded_diffusion.training.batches import Batch, Gathered
+from cascaded_diffusion.training.feed import Feed
+from cascaded_diffusion.training.guard import NotFiniteError
 from cascaded_diffusion.training.interrupt import Interrupt
-from cascaded_diffusion.training.run import MetricsLog, open_run, refuse_foreign, run_lock
+from cascaded_diffusion.training.keeper import Keeper
 from cascaded_diffusion.training.trainer import Trainer
 from cascaded_diffusion.training.window import Window
 
@@ -68,9 +74,12 @@ def train(
     max_images: int | None = None,
     max_seconds: float | None = None,
     allow_changes: bool = False,
+    data_workers: int | None = None,
     watch: Callable[[Progress], None] | None = None,
 ) -> TrainingResult:
-    """Train one stage in a run folder, from its newest checkpoint if it has one.
+    """Train one stage in a run folder, from its newest whole checkpoint if it has one.
+
+    Inside :func:`cascaded_diffusion.ranks.launched_ranks` every process calls this with the same arguments.
 
     Args:
         config: the stage.
@@ -80,63 +89,92 @@ def train(
         max_images: stop at this total, rounded up to a whole batch; never beyond the recipe's length.
         max_seconds: stop after this time, but not before one step. The last state is always saved.
         allow_changes: go on although the recorded settings differ.
-        watch: called after every step.
+        data_workers: threads that make batches ahead of the step, which changes no result; default 1 for an
+            accelerator, and none on a CPU, whose cores the step itself keeps busy.
+        watch: called after every step, on rank 0.
 
     Raises:
         UserError: the data or the folder does not fit.
-        RuntimeError: the loss is not finite; the last good checkpoint stands.
+        RuntimeError: the run failed; the message says what of it is saved.
     """
     started = time.perf_counter()
-    refuse_foreign(run)
     _check_sampling(config)
-    trainer = Trainer(config, data, run, device)
-    with run_lock(run):
-        checkpoint = open_run(run, config, allow_changes=allow_changes)
-        if checkpoint is not None:
-            trainer.state.load(checkpoint)
-            trainer.saved_at = checkpoint
-        log = MetricsLog(run, trainer.state.images)
+    workers = int(device.type != "cpu") if data_workers is None else data_workers
+    trainer = Trainer(config, data, device)
+    keeper = Keeper(run, trainer.state, data)
+    with keeper.hold(allow_changes=allow_changes):
         interrupt = Interrupt()
         with interrupt.watch():
+            end = _End(interrupt, None if max_seconds is None else started + max_seconds)
             target = _target(config, max_images)
-            _run(trainer, log, target, interrupt, watch, None if max_seconds is None else started + max_seconds)
+            with _rescued(trainer, keeper), trainer.feed(target, workers) as feed:
+                _run(trainer, keeper, feed, target, end, watch if current_ranks().is_main else None)
             # Still under watch: a second signal must not end the process while it saves.
-            if trainer.saved_at is None or int(trainer.saved_at.name) != trainer.state.images:
-                trainer.save()
-    assert trainer.saved_at is not None
-    return TrainingResult(trainer.state.images, trainer.saved_at, interrupt.received)
+            trainer.check_ranks_agree()
+            checkpoint = keeper.finish()
+    return TrainingResult(trainer.state.images, checkpoint, end.signal)
+
+
+@dataclass
+class _End:
+    """Whether the run ends before its target: by a signal or by the time. All processes agree on it after a step."""
+
+    interrupt: Interrupt
+    deadline: float | None
+    signal: int | None = None
+    late: bool = False
+
+    def agreed(self) -> bool:
+        late = current_ranks().is_main and self.deadline is not None and time.perf_counter() >= self.deadline
+        number, any_late = highest(self.interrupt.received or 0, int(late))
+        self.signal, self.late = number or None, bool(any_late)
+        return bool(number)
 
 
 def _run(
     trainer: Trainer,
-    log: MetricsLog,
+    keeper: Keeper,
+    feed: Feed[Batch | Gathered],
     target: int,
-    interrupt: Interrupt,
+    end: _End,
     watch: Callable[[Progress], None] | None,
-    deadline: float | None,
 ) -> None:
-    training = trainer.config.training
+    training, state = trainer.config.training, trainer.state
     window = Window(trainer.device)
-    while trainer.state.images < target and interrupt.received is None:
-        trainer.step(window)
-        done = trainer.state.images >= target
+    # The time is asked for after a step, not before: a run that is given little time again and again still gets on.
+    stopped = end.agreed()
+    while state.images < target and not stopped:
+        trainer.step(feed, window)
         metrics = None
-        if trainer.crossed(training.log_every) or done:
+        if trainer.crossed(training.log_every) or state.images >= target:
             metrics = trainer.metrics(window)
-            log.write(metrics)
+            keeper.log(metrics)
             window = Window(trainer.device)
         if trainer.crossed(training.preview_every):
-            trainer.preview()
+            keeper.preview()
         if trainer.crossed(training.checkpoint_every):
-            trainer.save()
+            trainer.check_ranks_agree()
+            keeper.checkpoint()
         if watch is not None:
-            watch(Progress(trainer.state.images, target, metrics))
-        # After a step, not before: a run that is given little time again and again still gets on.
-        if deadline is not None and time.perf_counter() >= deadline:
-            break
+            watch(Progress(state.images, target, metrics))
+        stopped = end.agreed() or end.late
+
+
+@contextlib.contextmanager
+def _rescued(trainer: Trainer, keeper: Keeper) -> Iterator[None]:
+    """Save the state of the last whole step if the loop fails, and say in the error's one line what is saved."""
+    try:
+        yield
+    except NotFiniteError as error:  # the state is not worth keeping
+        raise RuntimeError(f"{error}; {keeper.what_stands()}") from error
+    except (RuntimeError, OSError, MemoryError) as error:
+        told = trainer.memory_advice() if is_out_of_memory(error) else " ".join(str(error).split())
+        saved = keeper.rescue() if trainer.is_whole else keeper.what_stands()
+        raise RuntimeError(f"{told}; {saved}") from error
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """All lines of a run's ``metrics.jsonl``."""
+    """All whole lines of a run's ``metrics.jsonl``."""
     path = run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith(b"\n")]  # a half line is being written

@@ -3,34 +3,77 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from pydantic import ValidationError
 
 from cascaded_diffusion.cascade.stage import CONFIG_FILE, WEIGHTS_FILE, StageConfig
 from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.files import atomic_write, read_json, write_json
-from cascaded_diffusion.training.checkpoint import checkpoint_folders
+from cascaded_diffusion.files import atomic_write, read_json, reason, sync_folder, write_json
+from cascaded_diffusion.training.checkpoint import Whole, newest_whole, set_aside
 
-__all__ = ["MetricsLog", "differences", "open_run", "refuse_foreign", "run_lock"]
+__all__ = ["MetricsLog", "RunLock", "differences", "open_run", "refuse_foreign"]
 
 METRICS_FILE = "metrics.jsonl"
 LOCK_FILE = ".lock"
 
 
-@contextlib.contextmanager
-def run_lock(run: Path) -> Iterator[None]:
-    """Hold a run folder for this process; the operating system lets go of it if the process dies."""
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / LOCK_FILE).open("w") as file:
+class RunLock:
+    """Holds a run folder for this process; the operating system lets go of it if the process dies."""
+
+    def __init__(self, run: Path) -> None:
+        """Make the folder if it is not there, and hold it.
+
+        Raises:
+            UserError: another process holds it, or nothing can be written there.
+        """
+        self._run = run
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            run.mkdir(parents=True, exist_ok=True)
+            self._descriptor = self._take()
+        except BlockingIOError:
             raise UserError(f"{run}: another process is training in this run folder") from None
-        yield
+        except OSError as error:
+            raise UserError(f"{run}: nothing can be written there ({reason(error)})") from None
+
+    def _take(self) -> int:
+        descriptor = os.open(self._run / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def check(self) -> None:
+        """See that the run folder is still there and held: one that is mounted anew, or lost its lock file, is taken.
+
+        Raises:
+            OSError: it has vanished, or another process has taken it.
+        """
+        if not (self._run / CONFIG_FILE).is_file():
+            raise OSError(errno.ENOENT, "the run folder has vanished")
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(self._run / LOCK_FILE), os.fstat(self._descriptor)):
+                return
+        try:
+            descriptor = self._take()
+        except BlockingIOError:
+            raise OSError(errno.EBUSY, "another process has taken the run folder") from None
+        os.close(self._descriptor)
+        self._descriptor = descriptor
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self._descriptor)
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -64,55 +107,100 @@ def refuse_foreign(run: Path) -> None:
             raise UserError(f"{run}: not a run folder and not empty (it holds {path.name}); choose another --out")
 
 
-def open_run(run: Path, config: StageConfig, *, allow_changes: bool) -> Path | None:
+def _as_it_is_now(recorded: dict[str, Any]) -> dict[str, Any]:
+    """Recorded settings with the defaults of those that have come since; as they are, if they no longer fit."""
+    try:
+        return StageConfig.model_validate(recorded).model_dump(mode="json")
+    except ValidationError:
+        return recorded
+
+
+def open_run(run: Path, config: StageConfig, *, allow_changes: bool) -> Whole | None:
     """Record the configuration in a new run folder, or compare it with the recorded one.
 
+    Damaged checkpoints that are newer than the one to resume from are put aside.
+
     Returns:
-        The newest checkpoint to resume from, or ``None`` for a new run.
+        The newest whole checkpoint to resume from, or ``None`` for a new run.
 
     Raises:
-        UserError: the folder belongs to something else, or the configuration changed without ``allow_changes``.
+        UserError: the folder belongs to something else, the configuration changed without ``allow_changes``, or every
+            checkpoint is damaged.
     """
     path = run / CONFIG_FILE
     wanted = config.model_dump(mode="json")
     refuse_foreign(run)
     if not path.exists():
         write_json(path, wanted)
+        sync_folder(run.absolute().parent)
         return None
     recorded = read_json(path)
     if not isinstance(recorded, dict):
         raise UserError(f"{path}: holds {type(recorded).__name__}, not a stage's settings")
-    changed = differences(recorded, wanted)
+    changed = differences(_as_it_is_now(recorded), wanted)
     if changed and not allow_changes:
         raise UserError(
             f"{run}: the settings differ from those the run was started with ({'; '.join(changed)}); "
             "pass --allow-changes to go on with the new ones"
         )
+    found, damaged = newest_whole(run)
+    for folder in damaged:
+        set_aside(folder)
     if changed:
         write_json(path, wanted)
-    folders = checkpoint_folders(run)
-    return folders[-1] if folders else None
+    return found
 
 
 class MetricsLog:
     """``metrics.jsonl``: one JSON object a line, in order of images seen.
 
     Opening it for a resumed run drops half lines, and those that an interrupted run wrote after its last checkpoint.
+
+    Attributes:
+        waiting: lines that could not be written yet; the next write tries them again.
     """
 
     def __init__(self, run: Path, images: int) -> None:
         self._path = run / METRICS_FILE
+        self._size = 0
+        self.waiting: list[bytes] = []
         if self._path.exists():
-            kept = [line for line in self._path.read_bytes().splitlines(keepends=True) if _is_before(line, images)]
-            with atomic_write(self._path) as file:
-                file.writelines(kept)
+            lines = self._path.read_bytes().splitlines(keepends=True)
+            kept = [line for line in lines if _is_before(line, images)]
+            self._size = sum(map(len, kept))
+            if kept != lines:
+                with atomic_write(self._path) as file:
+                    file.writelines(kept)
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Append one line."""
-        with self._path.open("ab") as file:
-            file.write((json.dumps(dict(values)) + "\n").encode())
-            file.flush()
-            os.fsync(file.fileno())
+        """Append one line, after those that wait.
+
+        Raises:
+            OSError: it cannot be written; it waits, and of a half-written one nothing will stay.
+        """
+        self.waiting.append((json.dumps(dict(values), allow_nan=False) + "\n").encode())
+        self.flush()
+
+    def flush(self) -> None:
+        """Write the lines that wait; ``OSError`` if they cannot be written."""
+        if not self.waiting:
+            return
+        is_new = not self._path.exists()
+        with os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+            start = min(self._size, file.seek(0, os.SEEK_END))
+            file.truncate(start)
+            file.seek(start)
+            try:
+                file.writelines(self.waiting)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.truncate(file.fileno(), start)
+                raise
+        if is_new:
+            sync_folder(self._path.parent)
+        self._size, self.waiting = start + sum(map(len, self.waiting)), []
 
 
 def _is_before(line: bytes, images: int) -> bool:
