@@ -22,11 +22,18 @@ __all__ = [
     "new_folder",
     "open_as_usual",
     "read_json",
+    "reason",
     "refuse_filled",
     "sha256_of",
     "sync_folder",
     "write_json",
 ]
+
+
+def reason(error: OSError) -> str:
+    """Why a file could not be written or read, in the system's words, with the file's name if it is known."""
+    words = error.strerror or str(error)
+    return f"{words}: {error.filename}" if isinstance(error.filename, str) else words
 
 
 def sync_folder(folder: Path) -> None:

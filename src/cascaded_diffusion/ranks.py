@@ -7,7 +7,7 @@ travels through main memory (gloo), whatever device the work is done on.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import NamedTuple, TypeVar, cast
@@ -18,12 +18,26 @@ from torch import distributed as dist
 
 from cascaded_diffusion.errors import UserError
 
-__all__ = ["Ranks", "add_up", "barrier", "current_ranks", "gather_rows", "launched_ranks", "on_main"]
+__all__ = [
+    "Ranks",
+    "add_in_place",
+    "add_up",
+    "barrier",
+    "current_ranks",
+    "from_main",
+    "gather_rows",
+    "highest",
+    "launched_ranks",
+    "on_main",
+]
 
 T = TypeVar("T")
 
 # One rank may write or score for long while the others wait; the launcher, not this limit, notices a rank that died.
 _TIMEOUT = timedelta(hours=12)
+
+_PACKET = 2**23
+"""Numbers that travel together: 32 MiB of float32."""
 
 
 class Ranks(NamedTuple):
@@ -100,6 +114,16 @@ def launched_ranks(device: torch.device) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+@contextmanager
+def _together() -> Iterator[None]:
+    """A process that ends takes the connection with it; say so rather than what the network layer makes of it."""
+    try:
+        yield
+    except RuntimeError as error:
+        line = " ".join(str(error).split())[:200]
+        raise RuntimeError(f"another process of this launch has ended; its own message says why ({line})") from error
+
+
 def gather_rows(local: Tensor) -> Tensor:
     """The rows of all processes in the order of ranks, on every process and on ``local``'s device.
 
@@ -116,7 +140,8 @@ def gather_rows(local: Tensor) -> Tensor:
     if world == 1:
         return local
     said: list[tuple[str, tuple[int, ...]] | None] = [None] * world
-    dist.all_gather_object(said, (str(local.dtype), tuple(local.shape)))
+    with _together():
+        dist.all_gather_object(said, (str(local.dtype), tuple(local.shape)))
     forms = [form for form in said if form is not None]
     if len({(dtype, shape[1:]) for dtype, shape in forms}) != 1:
         raise ValueError(f"rows to gather: (type, shape) differ between ranks: {forms}")
@@ -125,7 +150,8 @@ def gather_rows(local: Tensor) -> Tensor:
     padded = torch.zeros((max(counts), *local.shape[1:]), dtype=local.dtype)
     padded[: local.shape[0]] = local.detach().cpu()
     parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded)
+    with _together():
+        dist.all_gather(parts, padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts)]).to(local.device)
 
 
@@ -135,8 +161,48 @@ def add_up(tensor: Tensor) -> Tensor:
     if current_ranks().world == 1:
         return total
     on_cpu = total.cpu()
-    dist.all_reduce(on_cpu)
+    with _together():
+        dist.all_reduce(on_cpu)
     return on_cpu.to(tensor.device)
+
+
+def add_in_place(tensors: Sequence[Tensor]) -> None:
+    """Replace each of the tensors by its sum over the processes, in its own type, where it lies.
+
+    The tensors travel in packets that depend on their sizes and order alone, so that a run that is resumed on as many
+    processes sums in the order in which it would have summed; DistributedDataParallel packs anew after its first step.
+
+    Args:
+        tensors: of one type and device, the same shapes in the same order on every process.
+    """
+    if current_ranks().world == 1:
+        return
+    packets: list[list[Tensor]] = [[]]
+    for tensor in tensors:
+        if packets[-1] and sum(other.numel() for other in packets[-1]) + tensor.numel() > _PACKET:
+            packets.append([])
+        packets[-1].append(tensor)
+    for packet in packets:
+        _add_packet(packet)
+
+
+@torch.no_grad()
+def _add_packet(packet: Sequence[Tensor]) -> None:
+    flat = torch.cat([tensor.reshape(-1) for tensor in packet])
+    with _together():
+        dist.all_reduce(flat)
+    for tensor, part in zip(packet, flat.split([tensor.numel() for tensor in packet]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def highest(*values: int) -> tuple[int, ...]:
+    """The largest of each value over the processes, on every process."""
+    if current_ranks().world == 1:
+        return values
+    told = torch.tensor(values, dtype=torch.int64)
+    with _together():
+        dist.all_reduce(told, op=dist.ReduceOp.MAX)
+    return tuple(told.tolist())
 
 
 def on_main(value: T | None) -> T:
@@ -144,8 +210,33 @@ def on_main(value: T | None) -> T:
     if current_ranks().world == 1:
         return cast(T, value)
     box: list[T | None] = [value]
-    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    with _together():
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
     return cast(T, box[0])
+
+
+def from_main(work: Callable[[], T]) -> T:
+    """What ``work`` gives on rank 0, on every process; the others do not call it.
+
+    Raises:
+        UserError: if it raised one; on every process, so that all of them end alike.
+        RuntimeError: if it raised that or an ``OSError``.
+    """
+    ranks = current_ranks()
+    if ranks.world == 1:
+        return work()
+    if not ranks.is_main:
+        value, problem, is_users = on_main(cast("tuple[T, str | None, bool]", None))
+        if problem is not None:
+            raise UserError(problem) if is_users else RuntimeError(problem)
+        return value
+    try:
+        result = work()
+    except (UserError, RuntimeError, OSError) as error:
+        on_main((None, str(error), isinstance(error, UserError)))
+        raise
+    on_main((result, None, False))
+    return result
 
 
 def barrier() -> None:

@@ -8,10 +8,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import pytest
 
+# Processes of one launch meet at a store that the server holds, as torchrun's agent does: no port is guessed.
 # Imports torch once and forks a child for every command: each is a process of its own, without the seconds of a start.
 _SERVER = """
 import contextlib, importlib, json, os, signal, sys
@@ -20,6 +21,7 @@ torch.set_num_threads(1)
 import cascaded_diffusion.training.loop, cascaded_diffusion.recipes.recipe, cascaded_diffusion.cli.progress
 from cascaded_diffusion.cli.app import main
 
+from torch import distributed
 torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # the first optimizer imports half of torch
 
 
@@ -39,11 +41,20 @@ def die_at(place, call):
     setattr(owner, name, wrapper)
 
 
-def child(order):
+def child(order, rank, store):
+    world = order["ranks"]
+    if world > 1:
+        os.environ |= {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
+        }
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    if order["die_at"]:
+    if order["patch"]:
+        exec(order["patch"], {"rank": rank})
+    if order["die_at"] and rank == world - 1:
         die_at(*order["die_at"])
     try:
         main(order["arguments"])
@@ -55,16 +66,21 @@ def child(order):
 
 
 for line in sys.stdin:
-    pid = os.fork()
-    if pid == 0:
-        child(json.loads(line))
-    print(pid, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    order, pids, store = json.loads(line), [], None
+    if order["ranks"] > 1:
+        store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for rank in range(order["ranks"]):
+        pid = os.fork()
+        if pid == 0:
+            child(order, rank, store)
+        pids.append(pid)
+    print(*pids, flush=True)
+    print(*(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids), flush=True)
 """
 
 
 class Commands:
-    """Runs ``cdm`` commands, one after the other, each in its own process."""
+    """Runs ``cdm`` commands, one after the other, each in its own process, or in several of one launch."""
 
     def __init__(self, log: Path) -> None:
         self.log = log
@@ -80,14 +96,29 @@ class Commands:
 
     def start(self, arguments: list[str], die_at: tuple[str, int] | None = None) -> int:
         """Start a command and return its process id; ``die_at`` kills it at the n-th call of ``module:function``."""
-        order: dict[str, Any] = {"arguments": arguments, "log": str(self.log), "die_at": die_at}
+        (pid,) = self.launch(1, arguments, die_at)
+        return pid
+
+    def launch(
+        self, ranks: int, arguments: list[str], die_at: tuple[str, int] | None = None, patch: str = ""
+    ) -> list[int]:
+        """Start a command as so many processes, as torchrun does, and return their ids.
+
+        ``die_at`` is for the last of them; ``patch`` is Python for each to run first, which knows its ``rank``.
+        """
+        order = {"arguments": arguments, "log": str(self.log), "die_at": die_at, "ranks": ranks, "patch": patch}
         self._orders.write(json.dumps(order) + "\n")
         self._orders.flush()
-        return int(self._answers.readline())
+        return list(map(int, self._answers.readline().split()))
 
     def wait(self) -> int:
         """The exit status of the command that was started; minus the signal that killed it."""
-        return int(self._answers.readline())
+        (status,) = self.wait_all()
+        return status
+
+    def wait_all(self) -> list[int]:
+        """As :meth:`wait`, of each process."""
+        return list(map(int, self._answers.readline().split()))
 
     def close(self) -> None:
         """End the server."""

@@ -13,10 +13,11 @@ from torch import Tensor
 from cascaded_diffusion.cascade.stage import StageConfig
 from cascaded_diffusion.data.prepared import PreparedData
 from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.training import loop
 from cascaded_diffusion.training.checkpoint import checkpoint_folders
-from cascaded_diffusion.training.loop import Progress, _Trainer, _Window, read_metrics, train
-from cascaded_diffusion.training.state import TrainingState
+from cascaded_diffusion.training.loop import Progress, read_metrics, train
+from cascaded_diffusion.training.state import TrainingState, learning_rate
+from cascaded_diffusion.training.trainer import Trainer
+from cascaded_diffusion.training.window import Window
 
 Configure = Callable[..., StageConfig]
 CPU = torch.device("cpu")
@@ -36,12 +37,20 @@ def _assert_equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
+def _step(trainer: Trainer) -> Window:
+    """One step, and what the log would say of it."""
+    window = Window(CPU)
+    with trainer.feed(trainer.state.images + trainer.config.training.batch_size, workers=0) as feed:
+        trainer.step(feed, window)
+    return window
+
+
 @pytest.fixture
-def trainer(tmp_path: Path, colour_data: PreparedData) -> Callable[[StageConfig], _Trainer]:
+def trainer(colour_data: PreparedData) -> Callable[[StageConfig], Trainer]:
     """A trainer whose weights are all drawn: a fresh network's zero output would hide most gradients."""
 
-    def make(config: StageConfig, data: PreparedData = colour_data) -> _Trainer:
-        trainer = _Trainer(config, data, tmp_path, CPU)
+    def make(config: StageConfig, data: PreparedData = colour_data) -> Trainer:
+        trainer = Trainer(config, data, CPU)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in trainer.state.network.parameters():
@@ -66,11 +75,11 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_is_trained(
-    kind: str, trainer: Callable[..., _Trainer], base_config: Configure, sr_config: Configure
+    kind: str, trainer: Callable[..., Trainer], base_config: Configure, sr_config: Configure
 ) -> None:
     which, changes = KINDS[kind]
     made = trainer((base_config if which == "base" else sr_config)(**changes))
-    for batch in made.micro_batches(0):
+    for batch in made.batches(0):
         made.losses(batch).sum().backward()
     without = [
         name
@@ -83,7 +92,7 @@ def test_every_parameter_is_trained(
 @pytest.mark.parametrize("kind", ["base, learned variance", "gaussian", "blur"])
 @pytest.mark.parametrize("micro_batch", [1, 2, 4])
 def test_accumulated_steps_equal_whole_ones(
-    kind: str, micro_batch: int, trainer: Callable[..., _Trainer], base_config: Configure, sr_config: Configure
+    kind: str, micro_batch: int, trainer: Callable[..., Trainer], base_config: Configure, sr_config: Configure
 ) -> None:
     """The gradient itself, in float32, with clipping off so that nothing rescales it."""
     which, changes = KINDS[kind]
@@ -97,7 +106,7 @@ def test_accumulated_steps_equal_whole_ones(
                 {name: p.grad.clone() for name, p in made.state.network.named_parameters() if p.grad is not None}
             )
         )
-        made.step(_Window(CPU))
+        _step(made)
         gradients.append(kept)
         assert made.state.images == 8
     whole, accumulated = gradients
@@ -108,7 +117,7 @@ def test_accumulated_steps_equal_whole_ones(
 
 
 def test_gradients_are_clipped_to_the_norm_and_the_norm_is_logged_before(
-    trainer: Callable[..., _Trainer], base_config: Configure
+    trainer: Callable[..., Trainer], base_config: Configure
 ) -> None:
     made = trainer(base_config(training={"grad_clip": 0.01}))
     norms: list[float] = []
@@ -117,8 +126,7 @@ def test_gradients_are_clipped_to_the_norm_and_the_norm_is_logged_before(
             math.sqrt(sum(float(p.grad.square().sum()) for p in made.state.network.parameters() if p.grad is not None))
         )
     )
-    window = _Window(CPU)
-    made.step(window)
+    window = _step(made)
     assert norms == [pytest.approx(0.01, rel=1e-3)]
     assert window.summary()["grad_norm"] > 0.1
 
@@ -206,7 +214,7 @@ def test_averages_never_leak_into_the_weights(
 def test_batch_size_changes_the_steps_and_not_the_schedule(base_config: Configure) -> None:
     for batch in (8, 32):
         settings = {"batch_size": batch, "decay": "linear", "images": 640}
-        assert loop.learning_rate(base_config(training=settings).training, 320) == pytest.approx(0.0005)
+        assert learning_rate(base_config(training=settings).training, 320) == pytest.approx(0.0005)
 
 
 def test_max_images_moves_no_learning_rate(tmp_path: Path, base_config: Configure, colour_data: PreparedData) -> None:
@@ -238,12 +246,12 @@ def test_max_seconds_stops_and_saves(tmp_path: Path, base_config: Configure, col
 def test_a_loss_that_is_not_finite_ends_the_run_and_its_last_checkpoint_stands(
     tmp_path: Path, base_config: Configure, colour_data: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def poisoned(trainer: _Trainer, batch: Any) -> Tensor:
+    def poisoned(trainer: Trainer, batch: Any) -> Tensor:
         losses = honest(trainer, batch)
         return losses * math.nan if trainer.state.images >= 40 else losses
 
-    honest = _Trainer.losses
-    monkeypatch.setattr(_Trainer, "losses", poisoned)
+    honest = Trainer.losses
+    monkeypatch.setattr(Trainer, "losses", poisoned)
     with pytest.raises(RuntimeError, match=r"base8: loss nan .* last checkpoint stands\. Try a lower learning_rate"):
         train(base_config(), colour_data, tmp_path, device=CPU)
     assert [int(path.name) for path in checkpoint_folders(tmp_path)] == [32]
@@ -315,6 +323,6 @@ def test_a_second_signal_does_not_stop_the_last_save(
 
     result = train(base_config(), colour_data, tmp_path, device=CPU, watch=impatient)
     assert result.images == 8
-    assert result.signal == signal.SIGINT
+    assert result.signal == signal.SIGTERM  # the one that ended it
     assert [int(path.name) for path in checkpoint_folders(tmp_path)] == [8]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -11,7 +11,7 @@ import pytest
 
 from cascaded_diffusion.cascade.stage import StageConfig
 from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.training.run import MetricsLog, differences, open_run, run_lock
+from cascaded_diffusion.training.run import MetricsLog, RunLock, differences, open_run
 
 Configure = Callable[..., StageConfig]
 
@@ -26,16 +26,16 @@ sys.stdin.read()
 
 
 def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path) -> None:
-    with run_lock(tmp_path), pytest.raises(UserError, match=r"another process is training"), run_lock(tmp_path):
+    with RunLock(tmp_path), pytest.raises(UserError, match=r"another process is training"), RunLock(tmp_path):
         pass
     command = [sys.executable, "-c", _HOLD, str(tmp_path / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(UserError, match=r"another process is training in this run folder"), run_lock(tmp_path):
+        with pytest.raises(UserError, match=r"another process is training in this run folder"), RunLock(tmp_path):
             pass
         other.kill()  # the lock must not outlive a process that could not let go of it
-    with run_lock(tmp_path):
+    with RunLock(tmp_path):
         pass
 
 

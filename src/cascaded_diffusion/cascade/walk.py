@@ -16,6 +16,7 @@ from cascaded_diffusion.cascade.settings import stop_for
 from cascaded_diffusion.cascade.stage import Stage
 from cascaded_diffusion.diffusion.samplers import Step
 from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.memory import is_out_of_memory, release_cached
 from cascaded_diffusion.pixels import to_float, to_uint8
 
 __all__ = [
@@ -167,14 +168,17 @@ def in_batches(count: int, batch_size: int | Literal["auto"], work: Callable[[in
         stop = min(start + size, count)
         try:
             parts.append(work(start, stop))
-        except torch.OutOfMemoryError:
-            if batch_size != "auto" or size == 1:
-                raise RuntimeError(
-                    f"out of memory with {size} samples at once; a smaller batch size needs less, auto finds one"
-                ) from None
-            size //= 2
+            start = stop
             continue
-        start = stop
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if batch_size != "auto" or size == 1:
+                less = "" if size == 1 else "; a smaller batch size needs less, auto finds one"
+                raise RuntimeError(f"out of memory with {stop - start} samples at once{less}") from None
+        # Half of what was tried, which near the end is less than the batch size. The tensors of that try are gone now.
+        size = max((stop - start) // 2, 1)
+        release_cached()
     return parts
 
 

@@ -5,6 +5,7 @@ Nothing here imports torch; each command imports what it needs when it runs.
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from types import FrameType
@@ -88,6 +89,16 @@ def _end(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
+class _Warnings(logging.Handler):
+    """Tells what the library warns of in one line on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"warning: {record.getMessage()}\n")
+
+
+_WARNINGS = _Warnings(logging.WARNING)
+
+
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
@@ -96,6 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run ``cdm`` and exit with 0, 1 for a failure while running, 2 for a user's error, 130 or 143 after a signal."""
     given = sys.argv[1:] if arguments is None else arguments
     signal.signal(signal.SIGTERM, _end)
+    logging.getLogger("cascaded_diffusion").addHandler(_WARNINGS)  # which is there once, however often
     try:
         status = app(given, prog_name="cdm", standalone_mode=False)
     except UserError as error:

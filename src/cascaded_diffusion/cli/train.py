@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ from cascaded_diffusion.errors import UserError
 
 if TYPE_CHECKING:
     from cascaded_diffusion.cli.progress import ProgressDisplay
-    from cascaded_diffusion.training.loop import Progress
+    from cascaded_diffusion.training.loop import Progress, TrainingResult
 
 __all__ = ["train_command"]
 
@@ -43,6 +44,15 @@ def train_command(
     device: Annotated[
         str | None, typer.Option("--device", metavar="D", help="cpu, cuda, ...; default the best.")
     ] = None,
+    data_workers: Annotated[
+        int | None,
+        typer.Option(
+            "--data-workers",
+            parser=whole_from(0),
+            metavar="N",
+            help="Threads that make batches ahead, which changes no result; default 1 for a GPU, 0 on a CPU.",
+        ),
+    ] = None,
     allow_changes: Annotated[
         bool, typer.Option("--allow-changes", help="Resume although settings differ from the run's.")
     ] = False,
@@ -53,7 +63,8 @@ def train_command(
 ) -> None:
     """Train one stage. Each stage is a run of its own, so stages can train at the same time on different machines.
 
-    The same command again resumes from the newest checkpoint. SIGTERM and Ctrl-C save and leave.
+    The same command again resumes from the newest whole checkpoint. SIGTERM, Ctrl-C, SIGUSR1 and SIGHUP save and
+    leave. Many GPUs: torchrun --nproc-per-node 8 -m cascaded_diffusion train ... (the batch is divided among them).
     """
     from cascaded_diffusion.recipes.packaged import packaged_names
     from cascaded_diffusion.recipes.recipe import load_recipe, stage_config
@@ -65,6 +76,7 @@ def train_command(
     from cascaded_diffusion.cli.progress import ProgressDisplay
     from cascaded_diffusion.data.prepared import PreparedData
     from cascaded_diffusion.precision import pick_device
+    from cascaded_diffusion.ranks import launched_ranks
     from cascaded_diffusion.training.loop import train
 
     prepared = PreparedData.open(data)
@@ -75,23 +87,30 @@ def train_command(
         raise UserError(f"--out: {out} is a file; give a folder")
     check_place("--out", out)
     place = pick_device(device)
-    with ProgressDisplay() as display:
-        watcher = _Watcher(display, stage)
-        result = train(
-            config,
-            prepared,
-            out,
-            device=place,
-            max_images=max_images,
-            max_seconds=max_seconds,
-            allow_changes=allow_changes,
-            watch=watcher,
-            trackers=trackers,
-        )
+    with launched_ranks(place) as ranks:
+        with ProgressDisplay() if ranks.is_main else nullcontext() as display:
+            result = train(
+                config,
+                prepared,
+                out,
+                device=place,
+                max_images=max_images,
+                max_seconds=max_seconds,
+                allow_changes=allow_changes,
+                data_workers=data_workers,
+                watch=None if display is None else _Watcher(display, stage),
+                trackers=trackers,
+            )
+        if ranks.is_main:
+            _tell(stage, result)
+    if result.signal is not None:
+        raise typer.Exit(128 + result.signal)
+
+
+def _tell(stage: str, result: TrainingResult) -> None:
     typer.echo(f"{stage}: {result.images:,} images seen; checkpoint {result.checkpoint}")
     if result.signal is not None:
         typer.echo("stopped by a signal with everything saved; the same command goes on", err=True)
-        raise typer.Exit(128 + result.signal)
 
 
 class _Watcher:
@@ -108,7 +127,8 @@ class _Watcher:
         self._display.advance(self._stage, progress.images, progress.target)
         if progress.metrics is not None:
             metrics = progress.metrics
+            loss = "not finite" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
             self._display.note(
-                f"{self._stage}: {metrics['images']:,} images, loss {metrics['loss']:.4f}, lr {metrics['lr']:.2e}, "
+                f"{self._stage}: {metrics['images']:,} images, loss {loss}, lr {metrics['lr']:.2e}, "
                 f"{metrics['images_per_second']:.1f} images/s"
             )

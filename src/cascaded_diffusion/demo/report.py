@@ -18,7 +18,7 @@ _COLOURS = ("#1f5fa8", "#b3541e", "#3d7a3d", "#7a3d7a")
 
 def loss_curves(curves: Mapping[str, Sequence[dict[str, Any]]], *, width: int = 640, height: int = 240) -> str:
     """Loss over images seen, on a logarithmic scale, one line a stage: an SVG."""
-    points = {name: [(row["images"], row["loss"]) for row in rows if row["loss"] > 0] for name, rows in curves.items()}
+    points = {name: [(row["images"], row["loss"]) for row in rows if row["loss"]] for name, rows in curves.items()}
     flat = [point for line in points.values() for point in line]
     if not flat:
         return "<p>No loss was logged.</p>"

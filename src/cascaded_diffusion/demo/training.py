@@ -38,7 +38,7 @@ def _train_one(
     )
 
     def watch(progress: Progress) -> None:
-        loss = None if progress.metrics is None else float(progress.metrics["loss"])
+        loss = None if progress.metrics is None else progress.metrics["loss"]
         messages.put(StageProgress(stage, progress.images, progress.target, loss))  # type: ignore[attr-defined]
 
     train(config, prepared, run, device=torch.device("cpu"), max_seconds=seconds, watch=watch)

@@ -64,6 +64,8 @@ def _metrics(path: Path) -> list[Row]:
         return []
     rows = []
     for number, row in read_json_lines(path):
+        if isinstance(row, dict) and row.get("loss", 0) is None:
+            continue  # every step of this line was skipped: nothing to draw
         if not _is_log_line(row):
             raise UserError(f"{path}: line {number} is not one of a run's log (images, loss, loss_by_time)")
         rows.append(row)

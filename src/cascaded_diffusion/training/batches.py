@@ -6,8 +6,11 @@ functions of the seed and ``i`` alone, so that batch size, accumulation, ranks a
 
 from __future__ import annotations
 
+import errno
+import os
+import weakref
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +27,7 @@ from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.pixels import to_float
 from cascaded_diffusion.randomness import normal, permutation, uniform
 
-__all__ = ["Batch", "BatchSource"]
+__all__ = ["Batch", "BatchSource", "Gathered"]
 
 
 class Batch(NamedTuple):
@@ -42,6 +45,40 @@ class Batch(NamedTuple):
     """Standard normal, of x0's shape."""
     times: Tensor
     """float64 (N,) in (0, 1], on the CPU."""
+
+
+class Gathered(NamedTuple):
+    """What the disk has for some training positions, on the CPU; in pinned memory for a CUDA device."""
+
+    at: Tensor
+    """int64 (N,), the training positions."""
+    images: dict[int, Tensor]
+    """For each resolution that the stage needs, uint8 (N, R, R, C)."""
+    labels: Tensor | None
+    """int64 (N,); ``None`` without classes."""
+
+
+class _Rows:
+    """Reads rows of a mapped ``.npy`` file by position.
+
+    Through the file, not through the map: a disk that fails or a file that has been cut short is an ``OSError``, where
+    the map would end the process with SIGBUS.
+    """
+
+    def __init__(self, mapped: np.ndarray) -> None:
+        assert isinstance(mapped, np.memmap)  # as prepared data are
+        self._path, self._offset, self._shape = str(mapped.filename), mapped.offset, mapped.shape[1:]
+        self._bytes = int(np.prod(self._shape))
+        self._descriptor = os.open(self._path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def __call__(self, where: np.ndarray) -> np.ndarray:
+        """uint8 (N, R, R, C) for the rows ``where`` (N,)."""
+        rows = np.empty((len(where), *self._shape), np.uint8)
+        for row, place in zip(rows, where.tolist(), strict=True):
+            if os.preadv(self._descriptor, [row], self._offset + place * self._bytes) != self._bytes:
+                raise OSError(errno.EIO, f"image {place} is not whole; the file has been cut short", self._path)
+        return rows
 
 
 @lru_cache(maxsize=4)
@@ -62,13 +99,11 @@ class BatchSource:
     device: torch.device
 
     def __post_init__(self) -> None:
-        split = self.data.split("train")
-        for resolution in self._resolutions():
-            split.images(resolution)
         if self.config.channels != self.data.channels:
             raise UserError(f"channels: the stage has {self.config.channels}, the data {self.data.channels}")
         if self.config.classes is not None and self.config.classes != self.data.classes:
             raise UserError(f"classes: the stage has {self.config.classes}, the data {self.data.classes or 'none'}")
+        self._rows  # noqa: B018 - opens the files: what is missing is told now, and what is deleted later stays readable
 
     def _resolutions(self) -> tuple[int, ...]:
         conditioning = self.config.conditioning
@@ -85,16 +120,34 @@ class BatchSource:
             [_epoch_order(seed, int(epoch), length)[place] for epoch, place in zip(epochs, within, strict=True)]
         )
 
-    def batch(self, start: int, stop: int, diffusion: Diffusion, low_schedule: Schedule | None) -> Batch:
-        """The batch of training positions ``start`` to ``stop`` - 1."""
-        config, seed = self.config, self.config.training.seed
+    @cached_property
+    def _rows(self) -> dict[int, _Rows]:
+        split = self.data.split("train")
+        return {resolution: _Rows(split.images(resolution)) for resolution in self._resolutions()}
+
+    def gather(self, start: int, stop: int) -> Gathered:
+        """Read the images and labels of training positions ``start`` to ``stop`` - 1, whichever thread asks for them.
+
+        Raises:
+            OSError: they cannot be read.
+        """
         index = torch.arange(start, stop)
         where = self.positions(index.numpy())
-        split = self.data.split("train")
+        images = {resolution: torch.from_numpy(rows(where)) for resolution, rows in self._rows.items()}
+        labels = None
+        if self.config.classes is not None:
+            labels = torch.from_numpy(self.data.split("train").labels[where])
+        if self.device.type == "cuda":
+            images = {resolution: pixels.pin_memory() for resolution, pixels in images.items()}
+        return Gathered(index, images, labels)
+
+    def finish(self, gathered: Gathered, diffusion: Diffusion, low_schedule: Schedule | None) -> Batch:
+        """Make a batch of what was gathered: flip, augment and draw, on the training device."""
+        config, seed, index = self.config, self.config.training.seed, gathered.at
         flip = uniform(seed, "training/flip", index) < (0.5 if config.flip else 0.0)
 
         def pixels(resolution: int) -> Tensor:
-            images = to_float(split.images(resolution)[where], self.device)
+            images = to_float(gathered.images[resolution], self.device)
             return flip_where(images, flip.to(self.device)) if config.flip else images
 
         x0 = pixels(config.resolution)
@@ -105,16 +158,20 @@ class BatchSource:
             low_res, s = augment_for_training(config.conditioning, low_schedule, clean, seed, index)
         return Batch(
             x0=x0,
-            labels=self._labels(where, index),
+            labels=self._labels(gathered),
             low_res=low_res,
             s=s,
             noise=normal(seed, "training/noise", index.to(self.device), x0.shape[1:]),
             times=diffusion.draw_times(uniform(seed, "training/time", index)),
         )
 
-    def _labels(self, where: np.ndarray, index: Tensor) -> Tensor | None:
-        if self.config.classes is None:
+    def batch(self, start: int, stop: int, diffusion: Diffusion, low_schedule: Schedule | None) -> Batch:
+        """The batch of training positions ``start`` to ``stop`` - 1."""
+        return self.finish(self.gather(start, stop), diffusion, low_schedule)
+
+    def _labels(self, gathered: Gathered) -> Tensor | None:
+        if gathered.labels is None:
             return None
-        labels = torch.from_numpy(self.data.split("train").labels[where])
-        dropped = uniform(self.config.training.seed, "training/class-drop", index) < self.config.training.class_dropout
-        return torch.where(dropped, torch.full_like(labels, -1), labels).to(self.device)
+        seed, share = self.config.training.seed, self.config.training.class_dropout
+        dropped = uniform(seed, "training/class-drop", gathered.at) < share
+        return torch.where(dropped, torch.full_like(gathered.labels, -1), gathered.labels).to(self.device)

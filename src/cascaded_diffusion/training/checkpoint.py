@@ -1,19 +1,24 @@
 """Checkpoints of a run: folders named by the images seen, complete or absent.
 
 A checkpoint is written under a name that starts with a dot and renamed when every file, the manifest with their hashes
-last, is on disk. ``checkpoints/`` therefore holds only complete folders.
+last, is on disk. ``checkpoints/`` therefore holds only complete folders. One that is damaged later is found by its
+hashes, told of, and put aside under a name that starts with a dot.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,16 +29,21 @@ from cascaded_diffusion.reading.plain import refuse_outside
 from cascaded_diffusion.reading.torch_file import TORCH_DAMAGE, check_torch_file
 
 __all__ = [
+    "Whole",
     "averaged_weights",
     "checkpoint_folders",
     "ema_file",
     "find_checkpoint",
     "load_optimizer",
+    "newest_whole",
     "prune",
     "read_checkpoint",
     "remove_leftovers",
+    "set_aside",
     "write_checkpoint",
 ]
+
+_LOG = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.pt"
@@ -78,6 +88,63 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+@contextlib.contextmanager
+def _system_errors() -> Iterator[None]:
+    """Give what safetensors makes of a full or failing disk back its proper kind."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
+class _Sink(io.FileIO):
+    """A file that remembers why a write failed: torch tells only that one did."""
+
+    problem: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            rest = memoryview(data).cast("B")
+            while rest:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.problem = error
+            raise
+        return len(memoryview(data).cast("B"))
+
+
+def _save_optimizer(optimizer: Mapping[str, Any], path: Path) -> None:
+    with _Sink(path, "w") as file:
+        try:
+            torch.save(dict(optimizer), file)
+        except RuntimeError:
+            if file.problem is None:
+                raise
+            raise file.problem from None
+
+
+def _write_files(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    averages: Mapping[int, Mapping[str, Tensor]],
+    optimizer: Mapping[str, Any],
+) -> dict[str, str]:
+    """Write everything but the manifest, see that it is on disk, and read it back: name to SHA-256."""
+    with _system_errors():
+        save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS)
+        for half_life, average in averages.items():
+            save_file({name: value.contiguous() for name, value in average.items()}, folder / ema_file(half_life))
+    _save_optimizer(optimizer, folder / OPTIMIZER)
+    names = [WEIGHTS, *map(ema_file, averages), OPTIMIZER]
+    for name in names:
+        open_as_usual(folder / name)
+        _flush(folder / name)
+    return {name: sha256_of(folder / name) for name in names}
+
+
 def write_checkpoint(
     run: Path,
     images: int,
@@ -96,35 +163,97 @@ def write_checkpoint(
         averages: for each half-life, the averaged weights.
         optimizer: its state dict.
         extra: small facts for the manifest.
+
+    Raises:
+        OSError: it cannot be written; nothing of it is left.
     """
     parent = run / "checkpoints"
-    parent.mkdir(parents=True, exist_ok=True)
+    if not parent.is_dir():
+        parent.mkdir(parents=True, exist_ok=True)
+        sync_folder(run)
     remove_leftovers(run)
     temporary = parent / f".writing-{images:012d}"
-    temporary.mkdir()
-    save_file({name: value.contiguous() for name, value in weights.items()}, temporary / WEIGHTS)
-    for half_life, average in averages.items():
-        save_file({name: value.contiguous() for name, value in average.items()}, temporary / ema_file(half_life))
-    torch.save(dict(optimizer), temporary / OPTIMIZER)
-    names = [WEIGHTS, *map(ema_file, averages), OPTIMIZER]
-    for name in names:
-        open_as_usual(temporary / name)
-        _flush(temporary / name)
-    hashes = {name: sha256_of(temporary / name) for name in names}
-    write_json(temporary / MANIFEST, {"format_version": FORMAT_VERSION, "images": images, **extra, "files": hashes})
-    final = parent / f"{images:012d}"
-    if final.exists():
-        _remove(final)
-    temporary.rename(final)
+    try:
+        temporary.mkdir()
+        hashes = _write_files(temporary, weights, averages, optimizer)
+        # Flushes the folder with all its entries, too.
+        write_json(temporary / MANIFEST, {"format_version": FORMAT_VERSION, "images": images, **extra, "files": hashes})
+        final = parent / f"{images:012d}"
+        if final.exists():
+            _remove(final)
+        temporary.rename(final)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     sync_folder(parent)
     return final
 
 
-def prune(run: Path, keep: int | None) -> None:
-    """Delete all but the newest ``keep`` checkpoints."""
-    if keep is not None:
-        for folder in checkpoint_folders(run)[:-keep]:
+class Whole(NamedTuple):
+    """A checkpoint whose files have been checked, and its manifest."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+
+def newest_whole(run: Path) -> tuple[Whole | None, list[Path]]:
+    """The newest checkpoint that is not damaged, and the damaged ones that are newer; each of these is told of.
+
+    Raises:
+        UserError: there are checkpoints, and all of them are damaged. Nothing is changed.
+    """
+    damaged: dict[Path, str] = {}
+    for folder in reversed(checkpoint_folders(run)):
+        try:
+            found = Whole(folder, read_checkpoint(folder))
+        except UserError as error:
+            damaged[folder] = str(error)
+            continue
+        for problem in damaged.values():
+            _LOG.warning("%s; the checkpoint at %d images is used instead", problem, int(folder.name))
+        return found, list(damaged)
+    if damaged:
+        first = next(iter(damaged.values()))
+        raise UserError(
+            f"{run}: none of its {len(damaged)} checkpoints is whole ({first}); nothing was changed. Put one back from "
+            f"a copy, or remove {run / 'checkpoints'} to start anew"
+        )
+    return None, []
+
+
+def set_aside(folder: Path) -> Path:
+    """Keep a damaged checkpoint under a name that is not a checkpoint's."""
+    names = (f".damaged-{folder.name}{suffix}" for suffix in ("", *(f".{i}" for i in range(2, 1000))))
+    aside = next(folder.with_name(name) for name in names if not folder.with_name(name).exists())
+    folder.rename(aside)
+    _LOG.warning("%s: damaged, kept as %s", folder, aside.name)
+    return aside
+
+
+def prune(run: Path, keep: int | None, known: set[Path] | None = None) -> None:
+    """Delete all but the newest ``keep`` checkpoints that are whole; damaged ones among them are put aside.
+
+    Args:
+        run: the run folder.
+        keep: how many; ``None`` for all.
+        known: those known to be whole; the others are read to find out, and added.
+    """
+    if keep is None:
+        return
+    known = set() if known is None else known
+    left = keep
+    for folder in reversed(checkpoint_folders(run)):
+        if not left:
             _remove(folder)
+            continue
+        try:
+            if folder not in known:
+                read_checkpoint(folder)
+                known.add(folder)
+            left -= 1
+        except UserError as error:
+            _LOG.warning("%s", error)
+            set_aside(folder)
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
@@ -135,8 +264,10 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     if not isinstance(files, dict) or type(manifest.get("images")) is not int:
         raise UserError(f"{folder / MANIFEST}: not a checkpoint's manifest")
     if manifest.get("format_version") != FORMAT_VERSION:
-        found = manifest.get("format_version")
-        raise UserError(f"{folder / MANIFEST}: format_version {found!r} cannot be read; allowed: {FORMAT_VERSION}")
+        version = manifest.get("format_version")
+        raise UserError(f"{folder / MANIFEST}: format_version {version!r} cannot be read; allowed: {FORMAT_VERSION}")
+    if folder.name.isdigit() and int(folder.name) != manifest["images"]:
+        raise UserError(f"{folder / MANIFEST}: of another checkpoint, the one at {manifest['images']} images")
     for name in (WEIGHTS, OPTIMIZER):
         if name not in files:
             raise UserError(f"{folder / MANIFEST}: {name} is not in its list of files")
@@ -145,7 +276,11 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
         if Path(name).name != name or not path.is_file():
             raise UserError(f"{path}: missing from the checkpoint")
         refuse_outside(folder.parent.parent, path)
-        if sha256_of(path) != expected:
+        try:
+            found = sha256_of(path)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        if found != expected:
             raise UserError(f"{path}: damaged (its SHA-256 is not the manifest's)")
     return dict(manifest)
 
@@ -179,12 +314,14 @@ def load_optimizer(folder: Path, parameters: Sequence[Tensor]) -> dict[str, Any]
 
 
 def find_checkpoint(run: Path, images: int | None = None) -> Path:
-    """The newest checkpoint, or the one at exactly ``images``; ``UserError`` lists those there are."""
+    """The newest checkpoint that is whole, or the one at exactly ``images``; ``UserError`` lists those there are."""
     folders = checkpoint_folders(run)
     if not folders:
         raise UserError(f"{run}: no checkpoint; train the stage first")
     if images is None:
-        return folders[-1]
+        newest, _ = newest_whole(run)
+        assert newest is not None  # there are some, and if all of them were damaged it has said so
+        return newest.folder
     for folder in folders:
         if int(folder.name) == images:
             return folder

@@ -56,6 +56,11 @@ class TrainingConfig(StrictModel):
         le=100,
         description="Half-lives are capped at this share of the images seen so far (EDM); null: no cap.",
     )
+    max_skipped_steps: int = Field(
+        default=10,
+        ge=0,
+        description="Steps in a row that are skipped because loss or gradient is not finite; one more ends the run.",
+    )
     class_dropout: float = Field(
         default=0.0,
         ge=0,

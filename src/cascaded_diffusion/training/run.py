@@ -7,41 +7,79 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from pydantic import ValidationError
 
 from cascaded_diffusion.cascade.stage import CONFIG_FILE, WEIGHTS_FILE, StageConfig
 from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.files import atomic_write, read_json, write_json
+from cascaded_diffusion.files import atomic_write, read_json, reason, sync_folder, write_json
 from cascaded_diffusion.reading.json_text import LONGEST_LINE, parse_json
 from cascaded_diffusion.reading.plain import read_lines, refuse_outside
-from cascaded_diffusion.training.checkpoint import checkpoint_folders, remove_leftovers
+from cascaded_diffusion.training.checkpoint import Whole, newest_whole, remove_leftovers, set_aside
 
-__all__ = ["MetricsLog", "differences", "open_run", "refuse_foreign", "run_lock"]
+__all__ = ["MetricsLog", "RunLock", "differences", "open_run", "refuse_foreign"]
 
 METRICS_FILE = "metrics.jsonl"
 LOCK_FILE = ".lock"
 
 
-@contextlib.contextmanager
-def run_lock(run: Path) -> Iterator[None]:
-    """Hold a run folder for this process; the operating system lets go of it if the process dies."""
-    run.mkdir(parents=True, exist_ok=True)
-    # Not through a link: what it leads to would be emptied. Not waiting: it may be a pipe.
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    try:
-        descriptor = os.open(run / LOCK_FILE, flags, 0o666)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise UserError(f"{run / LOCK_FILE}: a link or folder, not the file that cdm train makes") from None
-        raise
-    with os.fdopen(descriptor, "w") as file:
+class RunLock:
+    """Holds a run folder for this process; the operating system lets go of it if the process dies."""
+
+    def __init__(self, run: Path) -> None:
+        """Make the folder if it is not there, and hold it.
+
+        Raises:
+            UserError: another process holds it, or nothing can be written there.
+        """
+        self._run = run
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            run.mkdir(parents=True, exist_ok=True)
+            self._descriptor = self._take()
+        except BlockingIOError:
             raise UserError(f"{run}: another process is training in this run folder") from None
-        yield
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                raise UserError(f"{run / LOCK_FILE}: a link or folder, not the file that cdm train makes") from None
+            raise UserError(f"{run}: nothing can be written there ({reason(error)})") from None
+
+    def _take(self) -> int:
+        # Not through a link, which leads elsewhere. Not waiting: it may be a pipe.
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(self._run / LOCK_FILE, flags, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def check(self) -> None:
+        """See that the run folder is still there and held: one that is mounted anew, or lost its lock file, is taken.
+
+        Raises:
+            OSError: it has vanished, or another process has taken it.
+        """
+        if not (self._run / CONFIG_FILE).is_file():
+            raise OSError(errno.ENOENT, "the run folder has vanished")
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(self._run / LOCK_FILE), os.fstat(self._descriptor)):
+                return
+        try:
+            descriptor = self._take()
+        except BlockingIOError:
+            raise OSError(errno.EBUSY, "another process has taken the run folder") from None
+        os.close(self._descriptor)
+        self._descriptor = descriptor
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self._descriptor)
 
 
 _MOST_DIFFERENCES = 12
@@ -96,26 +134,38 @@ def refuse_foreign(run: Path) -> None:
             raise UserError(f"{run}: not a run folder and not empty (it holds {path.name}); choose another --out")
 
 
-def open_run(run: Path, config: StageConfig, *, allow_changes: bool) -> Path | None:
+def _as_it_is_now(recorded: dict[str, Any]) -> dict[str, Any]:
+    """Recorded settings with the defaults of those that have come since; as they are, if they no longer fit."""
+    try:
+        return StageConfig.model_validate(recorded).model_dump(mode="json")
+    except ValidationError:
+        return recorded
+
+
+def open_run(run: Path, config: StageConfig, *, allow_changes: bool) -> Whole | None:
     """Record the configuration in a new run folder, or compare it with the recorded one.
 
+    Damaged checkpoints that are newer than the one to resume from are put aside.
+
     Returns:
-        The newest checkpoint to resume from, or ``None`` for a new run.
+        The newest whole checkpoint to resume from, or ``None`` for a new run.
 
     Raises:
-        UserError: the folder belongs to something else, or the configuration changed without ``allow_changes``.
+        UserError: the folder belongs to something else, the configuration changed without ``allow_changes``, or every
+            checkpoint is damaged.
     """
     path = run / CONFIG_FILE
     wanted = config.model_dump(mode="json")
     refuse_foreign(run)
     if not path.exists():
         write_json(path, wanted)
+        sync_folder(run.absolute().parent)
         return None
     refuse_outside(run, path, run / METRICS_FILE)
     recorded = read_json(path)
     if not isinstance(recorded, dict):
         raise UserError(f"{path}: holds {type(recorded).__name__}, not a stage's settings")
-    changed = differences(recorded, wanted)
+    changed = differences(_as_it_is_now(recorded), wanted)
     if changed and not allow_changes:
         told = changed[:_MOST_DIFFERENCES]
         more = f"; and {len(changed) - len(told)} more" if len(changed) > len(told) else ""
@@ -123,31 +173,65 @@ def open_run(run: Path, config: StageConfig, *, allow_changes: bool) -> Path | N
             f"{run}: the settings differ from those the run was started with ({'; '.join(told)}{more}); "
             "pass --allow-changes to go on with the new ones"
         )
+    found, damaged = newest_whole(run)
+    for folder in damaged:
+        set_aside(folder)
     if changed:
         write_json(path, wanted)
     remove_leftovers(run)
-    folders = checkpoint_folders(run)
-    return folders[-1] if folders else None
+    return found
 
 
 class MetricsLog:
     """``metrics.jsonl``: one JSON object a line, in order of images seen.
 
     Opening it for a resumed run drops half lines, and those that an interrupted run wrote after its last checkpoint.
+
+    Attributes:
+        waiting: lines that could not be written yet; the next write tries them again.
     """
 
     def __init__(self, run: Path, images: int) -> None:
         self._path = run / METRICS_FILE
+        self._size = 0
+        self.waiting: list[bytes] = []
         if self._path.exists():
-            with atomic_write(self._path) as file:
-                file.writelines(line for line in read_lines(self._path, LONGEST_LINE) if _is_before(line, images))
+            lines = list(read_lines(self._path, LONGEST_LINE))
+            kept = [line for line in lines if _is_before(line, images)]
+            self._size = sum(map(len, kept))
+            if kept != lines:
+                with atomic_write(self._path) as file:
+                    file.writelines(kept)
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Append one line."""
-        with self._path.open("ab") as file:
-            file.write((json.dumps(dict(values)) + "\n").encode())
-            file.flush()
-            os.fsync(file.fileno())
+        """Append one line, after those that wait.
+
+        Raises:
+            OSError: it cannot be written; it waits, and of a half-written one nothing will stay.
+        """
+        self.waiting.append((json.dumps(dict(values), allow_nan=False) + "\n").encode())
+        self.flush()
+
+    def flush(self) -> None:
+        """Write the lines that wait; ``OSError`` if they cannot be written."""
+        if not self.waiting:
+            return
+        is_new = not self._path.exists()
+        with os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+            start = min(self._size, file.seek(0, os.SEEK_END))
+            file.truncate(start)
+            file.seek(start)
+            try:
+                file.writelines(self.waiting)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.truncate(file.fileno(), start)
+                raise
+        if is_new:
+            sync_folder(self._path.parent)
+        self._size, self.waiting = start + sum(map(len, self.waiting)), []
 
 
 def _is_before(line: bytes, images: int) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from cascaded_diffusion.cascade.stage import StageConfig, build_network
 from cascaded_diffusion.errors import UserError
@@ -21,6 +24,7 @@ from cascaded_diffusion.training.checkpoint import (
 )
 from cascaded_diffusion.training.config import TrainingConfig
 from cascaded_diffusion.training.ema import Averages
+from cascaded_diffusion.training.guard import Guard, NotFiniteError
 
 __all__ = ["TrainingState", "learning_rate"]
 
@@ -54,13 +58,14 @@ def _optimizer(config: TrainingConfig, network: UNet, device: torch.device) -> t
 
 @dataclass
 class TrainingState:
-    """Network, optimizer, averages and the count of images seen."""
+    """Network, optimizer, averages, the count of images seen, and what the guard remembers."""
 
     config: StageConfig
     network: UNet
     optimizer: torch.optim.Optimizer
     averages: Averages
     images: int = 0
+    guard: Guard = field(default_factory=Guard)
 
     @classmethod
     def fresh(cls, config: StageConfig, device: torch.device) -> TrainingState:
@@ -74,10 +79,15 @@ class TrainingState:
         return cls(config, network, _optimizer(training, network, device), averages)
 
     def save(self, run: Path) -> Path:
-        """Write a checkpoint. A state that is not finite is refused: it must never replace a good one."""
-        for name, parameter in self.network.named_parameters():
-            if not bool(torch.isfinite(parameter).all()):
-                raise RuntimeError(
+        """Write a checkpoint.
+
+        Raises:
+            NotFiniteError: the state is not finite: it must never replace a good one.
+            OSError: it cannot be written.
+        """
+        for name, tensor in self._tensors():
+            if not bool(torch.isfinite(tensor).all()):
+                raise NotFiniteError(
                     f"{self.config.name}: {name} is not finite after {self.images} images; nothing was saved"
                 )
         return write_checkpoint(
@@ -89,13 +99,34 @@ class TrainingState:
             extra={
                 "stage": self.config.name,
                 "ema_half_lives": list(self.averages.half_lives),
+                "guard": self.guard.to_json(),
                 "torch": torch.__version__,
             },
         )
 
-    def load(self, folder: Path) -> None:
-        """Take up a checkpoint; ``UserError`` if it is damaged or belongs to another network."""
-        manifest = read_checkpoint(folder)
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every floating-point tensor of a checkpoint, with words for it."""
+        for name, parameter in self.network.named_parameters():
+            yield name, parameter
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    yield f"the optimizer's {key} of {name}", value
+        for half_life, average in self.averages.weights.items():
+            for name, value in average.items():
+                yield f"the average {half_life} of {name}", value
+
+    def load(self, folder: Path, manifest: Mapping[str, Any] | None = None) -> None:
+        """Take up a checkpoint.
+
+        Args:
+            folder: the checkpoint.
+            manifest: what :func:`read_checkpoint` said of it, if its files have been checked already.
+
+        Raises:
+            UserError: it is damaged or belongs to another network.
+        """
+        if manifest is None:
+            manifest = read_checkpoint(folder)
         try:
             self.network.load_state_dict(read_tensors(folder / WEIGHTS, self.network.state_dict()))
             for half_life in self.averages.half_lives:
@@ -105,6 +136,7 @@ class TrainingState:
                 else:  # a half-life added by --allow-changes starts from the weights
                     self.averages.load(half_life, dict(self.network.named_parameters()))
             self._load_optimizer(folder)
+            self.guard = Guard.from_json(manifest["guard"]) if "guard" in manifest else Guard()
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
             line = " ".join(str(error).split())[:300]
             raise UserError(f"{folder}: does not fit this stage's network or optimizer ({line})") from None

@@ -136,10 +136,21 @@ class RunLog:
         self._log, self._channels = log, channels
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Append one line of metrics, which holds ``images``."""
-        self._log.write(values)
-        for channel in self._channels:
-            channel.row(values)
+        """Append one line of metrics, which holds ``images``; ``OSError`` if it has to wait for the file."""
+        try:
+            self._log.write(values)
+        finally:
+            for channel in self._channels:
+                channel.row(values)
+
+    @property
+    def waiting(self) -> int:
+        """Lines that could not be written yet."""
+        return len(self._log.waiting)
+
+    def flush(self) -> None:
+        """Write the lines that wait; ``OSError`` if they cannot be written."""
+        self._log.flush()
 
     def picture(self, images: int, path: Path) -> None:
         """Show the preview that was just written."""

@@ -1,0 +1,184 @@
+"""What a run leaves behind on disk, and what becomes of it when the disk fails."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cascaded_diffusion.data.prepared import PreparedData
+from cascaded_diffusion.files import reason
+from cascaded_diffusion.memory import is_out_of_memory, release_cached
+from cascaded_diffusion.ranks import current_ranks, from_main
+from cascaded_diffusion.training.checkpoint import Whole, prune
+from cascaded_diffusion.training.preview import write_preview
+from cascaded_diffusion.training.run import RunLock, open_run, refuse_foreign
+from cascaded_diffusion.training.state import TrainingState
+from cascaded_diffusion.training.tracking.follow import RunLog, follow
+
+__all__ = ["Keeper"]
+
+_LOG = logging.getLogger(__name__)
+
+
+class Keeper:
+    """Writes a run's log, previews and checkpoints; of several processes, rank 0 alone.
+
+    A write that fails is told in one line and tried again when the next of its kind is due; the run goes on, and what
+    was there before stays. Only what cannot be saved at the end is an error.
+    """
+
+    def __init__(self, run: Path, state: TrainingState, data: PreparedData, trackers: Sequence[str] = ()) -> None:
+        self._run, self._state, self._data, self._trackers = run, state, data, trackers
+        self._saved: Path | None = None
+        self._whole: set[Path] = set()
+        self._lock: RunLock | None = None
+        self._log: RunLog | None = None
+
+    @contextlib.contextmanager
+    def hold(self, *, allow_changes: bool) -> Iterator[None]:
+        """Hold the run folder, and take up its newest whole checkpoint; every process does the latter.
+
+        Raises:
+            UserError: the folder is held by another process, belongs to something else, or cannot be resumed.
+        """
+        with contextlib.ExitStack() as stack:
+
+            def take() -> Whole | None:
+                refuse_foreign(self._run)
+                self._lock = stack.enter_context(RunLock(self._run))
+                return open_run(self._run, self._state.config, allow_changes=allow_changes)
+
+            found = from_main(take)
+            if found is not None:
+                self._state.load(*found)
+                self._saved = found.folder
+                self._whole.add(found.folder)
+            if current_ranks().is_main:
+                state = self._state
+                self._log = stack.enter_context(follow(self._run, state.config, state.images, self._trackers))
+            yield
+
+    @property
+    def saved_images(self) -> int | None:
+        """Images seen at the last checkpoint that this process knows of."""
+        return None if self._saved is None else int(self._saved.name)
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Write a line of metrics.jsonl."""
+        if self._log is not None:
+            try:
+                self._check()
+                self._log.write(metrics)
+            except OSError as error:
+                _LOG.warning("metrics.jsonl: cannot be written (%s); the line waits for the next", reason(error))
+
+    def preview(self) -> None:
+        """Sample with the averaged weights and write the picture."""
+        if self._log is None:
+            return
+        state, memory = self._state, None
+        weights = state.averages.weights[state.averages.half_lives[0]]
+        try:
+            self._check()
+            path = write_preview(self._run, state.images, state.config, state.network, weights, self._data)
+            self._log.picture(state.images, path)
+        except OSError as error:
+            self._missed("preview", reason(error))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            memory = "out of memory; a smaller training.preview_count needs less"
+        if memory is not None:
+            release_cached()
+            self._missed("preview", memory)
+
+    def checkpoint(self) -> None:
+        """Write a checkpoint; every process must ask for it.
+
+        Raises:
+            NotFiniteError: the state is not finite.
+        """
+
+        def write() -> None:
+            try:
+                self._save()
+            except OSError as error:
+                self._missed("checkpoint", f"{reason(error)}; {self.what_stands()}")
+
+        from_main(write)
+
+    def _missed(self, what: str, why: str) -> None:
+        _LOG.warning("the %s at %s images was not written (%s); the run goes on", what, f"{self._state.images:,}", why)
+
+    def _save(self) -> None:
+        self._check()
+        self._saved = self._state.save(self._run)
+        self._whole.add(self._saved)
+        try:
+            prune(self._run, self._state.config.training.keep_checkpoints, self._whole)
+        except OSError as error:
+            _LOG.warning("old checkpoints cannot be deleted (%s)", reason(error))
+
+    def _check(self) -> None:
+        if self._lock is not None:
+            self._lock.check()
+
+    def what_stands(self) -> str:
+        """Words for the last checkpoint, and how much work it lacks."""
+        saved = self.saved_images
+        if saved is None:
+            return "there is no checkpoint yet"
+        lost = self._state.images - saved
+        return f"the checkpoint at {saved:,} images stands" + (
+            f", {lost:,} images of training are not in it" * bool(lost)
+        )
+
+    def finish(self) -> Path:
+        """Save what is not saved yet and return the last checkpoint; every process must ask for it.
+
+        Raises:
+            RuntimeError: that failed; the message says what is lost and what stands.
+        """
+
+        def write() -> Path:
+            try:
+                if self.saved_images != self._state.images:
+                    self._save()
+            except OSError as error:
+                name, images = self._state.config.name, self._state.images
+                raise RuntimeError(
+                    f"{name}: the state after {images:,} images could not be saved ({reason(error)}); "
+                    f"{self.what_stands()}"
+                ) from error
+            assert self._saved is not None
+            self._finish_log()
+            return self._saved
+
+        return from_main(write)
+
+    def _finish_log(self) -> None:
+        try:
+            if self._log is not None:
+                self._log.flush()
+        except OSError as error:
+            assert self._log is not None
+            raise RuntimeError(
+                f"{self._state.config.name}: {self._log.waiting} lines of metrics.jsonl could not be written "
+                f"({reason(error)}) and are lost; {self.what_stands()}"
+            ) from error
+
+    def rescue(self) -> str:
+        """After a failure, and without the help of other processes: save what is not saved, and say what stands."""
+        if self._log is None:
+            return "rank 0 saves what there is"
+        try:
+            if self.saved_images != self._state.images:
+                self._save()
+            self._log.flush()
+        except (OSError, RuntimeError) as error:
+            line = reason(error) if isinstance(error, OSError) else " ".join(str(error).split())[:200]
+            return f"the state could not be saved ({line}); {self.what_stands()}"
+        return f"all {self._state.images:,} images of training are saved"
