@@ -243,7 +243,7 @@ def test_max_seconds_stops_and_saves(tmp_path: Path, base_config: Configure, col
     assert again.images == result.images + 8  # however little time, it gets on
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_its_last_checkpoint_stands(
+def test_losses_that_stay_not_finite_end_the_run_and_its_last_checkpoint_stands(
     tmp_path: Path, base_config: Configure, colour_data: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def poisoned(trainer: Trainer, batch: Any) -> Tensor:
@@ -252,20 +252,59 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_its_last_checkpoint_stands(
 
     honest = Trainer.losses
     monkeypatch.setattr(Trainer, "losses", poisoned)
-    with pytest.raises(RuntimeError, match=r"base8: loss nan .* last checkpoint stands\. Try a lower learning_rate"):
-        train(base_config(), colour_data, tmp_path, device=CPU)
+    words = (
+        r"base8: loss nan .* 2 steps in a row; the run stops.* learning_rate.*; the checkpoint at 32 images"
+    )
+    with pytest.raises(RuntimeError, match=words):
+        train(base_config(training={"max_skipped_steps": 1}), colour_data, tmp_path, device=CPU)
     assert [int(path.name) for path in checkpoint_folders(tmp_path)] == [32]
-    assert [line["images"] for line in read_metrics(tmp_path)] == [16, 32]
+    assert [line["images"] for line in read_metrics(tmp_path)][:2] == [16, 32]
 
 
-def test_a_damaged_checkpoint_is_not_trained_on(
-    tmp_path: Path, base_config: Configure, colour_data: PreparedData
+def test_a_step_that_is_not_finite_is_skipped_counted_and_told(
+    tmp_path: Path,
+    base_config: Configure,
+    colour_data: PreparedData,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def poisoned(trainer: Trainer, batch: Any) -> Tensor:
+        losses = honest(trainer, batch)
+        bad = torch.zeros_like(losses)
+        bad[2] = math.inf if trainer.state.images == 40 else 0
+        return losses + bad
+
+    honest = Trainer.losses
+    monkeypatch.setattr(Trainer, "losses", poisoned)
+    assert train(base_config(), colour_data, tmp_path, device=CPU).images == 64
+    lines = read_metrics(tmp_path)
+    assert [line["skipped"] for line in lines] == [0, 0, 1, 0]
+    (event,) = lines[2]["skipped_steps"]
+    assert (event["images"], event["positions"], event["examples"]) == (40, [42], 1)
+    assert "the step at 40 images skipped" in caplog.text
+    assert lines[2]["loss"] is not None
+    for name, value in read_checkpoint_tensors(tmp_path).items():
+        assert bool(value.isfinite().all()), name
+
+
+def read_checkpoint_tensors(run: Path) -> dict[str, Tensor]:
+    """Weights and averages of a run's newest checkpoint."""
+    files = sorted(checkpoint_folders(run)[-1].glob("*.safetensors"))
+    return {f"{file.name}/{name}": value for file in files for name, value in load_file(file).items()}
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
+    tmp_path: Path, base_config: Configure, colour_data: PreparedData, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(base_config(), colour_data, tmp_path, device=CPU, max_images=40)
     path = checkpoint_folders(tmp_path)[-1] / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"model\.safetensors: damaged"):
-        train(base_config(), colour_data, tmp_path, device=CPU)
+    train(base_config(), colour_data, tmp_path, device=CPU)
+    assert "model.safetensors: damaged" in caplog.text
+    # From the good one at 32 images, and to the very same end.
+    train(base_config(), colour_data, tmp_path.parent / "whole", device=CPU)
+    whole = read_checkpoint_tensors(tmp_path.parent / "whole")
+    assert all(torch.equal(value, whole[name]) for name, value in read_checkpoint_tensors(tmp_path).items())
 
 
 def test_changes_are_refused_or_allowed(tmp_path: Path, base_config: Configure, colour_data: PreparedData) -> None:

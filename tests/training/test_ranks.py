@@ -35,6 +35,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, sr_config: Configure) -> Pa
     stage = {key: value for key, value in config.model_dump(mode="json").items() if key not in recorded}
     base = {key: value for key, value in stage.items() if key not in ("conditioning", "sampling")}
     base |= {"name": "base8", "resolution": 8, "network": {"channels": 32, "multipliers": [1], "heads": 1}}
+    base["sampling"] = {"sampler": "ddim", "steps": 4}
     path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
     path.write_text(json.dumps({"name": "two", "channels": 3, "classes": 4, "flip": True, "stages": [base, stage]}))
     return path

@@ -23,7 +23,8 @@ def open_file(path: Path) -> BufferedReader:
     """
     try:
         _refuse_special(path, os.stat(path).st_mode)  # before it is opened, which can already do something to a device
-        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+        # By name, so that a map of the file knows where it is from.
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     except UserError:
         raise
     except FileNotFoundError:
