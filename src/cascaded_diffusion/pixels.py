@@ -11,7 +11,8 @@ __all__ = ["to_float", "to_uint8"]
 
 def to_float(images: np.ndarray, device: torch.device) -> Tensor:
     """uint8 (N, H, W, C) to float32 (N, C, H, W) in [-1, 1], converted on the device."""
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+    # torch warns of arrays that it must not write to, such as those of a PIL image.
+    pixels = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(device)
     return pixels.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
 
 
