@@ -34,3 +34,5 @@ def test_it_rounds_and_clips() -> None:
 def test_views_and_read_only_arrays() -> None:
     images = np.random.default_rng(0).integers(0, 256, (4, 6, 6, 3), dtype=np.uint8)
     assert np.array_equal(to_uint8(to_float(images[::-1, ::2], CPU)), images[::-1, ::2])
+    images.flags.writeable = False
+    assert np.array_equal(to_uint8(to_float(images, CPU)), images)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cascaded_diffusion.cascade.chain import Cascade as Cascade
     from cascaded_diffusion.cascade.chain import CascadeStep as CascadeStep
     from cascaded_diffusion.cascade.sampling import SamplingConfig as SamplingConfig
+    from cascaded_diffusion.cascade.show import grid as grid
     from cascaded_diffusion.cascade.stage import Stage as Stage
     from cascaded_diffusion.cascade.stage import StageConfig as StageConfig
     from cascaded_diffusion.conditioning.augmentation import ConditioningConfig as ConditioningConfig
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from cascaded_diffusion.conditioning.augmentation import diffuse_to as diffuse_to
     from cascaded_diffusion.data.prepare import prepare as prepare
     from cascaded_diffusion.data.prepared import PreparedData as PreparedData
+    from cascaded_diffusion.demo.figures import denoising_strips as denoising_strips
+    from cascaded_diffusion.demo.figures import s_effect as s_effect
     from cascaded_diffusion.diffusion.denoiser import Diffusion as Diffusion
     from cascaded_diffusion.diffusion.denoiser import DiffusionConfig as DiffusionConfig
     from cascaded_diffusion.diffusion.grid import sampling_grid as sampling_grid
@@ -52,7 +55,11 @@ if TYPE_CHECKING:
     from cascaded_diffusion.networks.unet import UNet as UNet
     from cascaded_diffusion.recipes.recipe import Recipe as Recipe
     from cascaded_diffusion.recipes.recipe import load_recipe as load_recipe
+    from cascaded_diffusion.recipes.recipe import stage_config as stage_config
+    from cascaded_diffusion.report.plots import plot_search as plot_search
+    from cascaded_diffusion.report.plots import plot_training as plot_training
     from cascaded_diffusion.training.config import TrainingConfig as TrainingConfig
+    from cascaded_diffusion.training.loop import read_metrics as read_metrics
     from cascaded_diffusion.training.loop import train as train
 
 _HOMES = {
@@ -79,11 +86,13 @@ _HOMES = {
     "classification_accuracy_score": "evaluation.cas",
     "colour_drift": "evaluation.colour",
     "ddim": "diffusion.samplers",
+    "denoising_strips": "demo.figures",
     "diffuse_to": "conditioning.augmentation",
     "dpmpp_2m": "diffusion.samplers",
     "export_diffusers": "interop.diffusers_folder",
     "extract": "evaluation.features",
     "frechet_distance": "evaluation.frechet",
+    "grid": "cascade.show",
     "heun": "diffusion.samplers",
     "import_diffusers": "interop.diffusers_folder",
     "import_guided_diffusion": "interop.guided_stage",
@@ -94,9 +103,14 @@ _HOMES = {
     "load_guided_diffusion": "interop.guided_diffusion",
     "load_recipe": "recipes.recipe",
     "memorisation": "evaluation.neighbours",
+    "plot_search": "report.plots",
+    "plot_training": "report.plots",
     "precision_recall": "evaluation.precision_recall",
     "prepare": "data.prepare",
+    "read_metrics": "training.loop",
+    "s_effect": "demo.figures",
     "sampling_grid": "diffusion.grid",
+    "stage_config": "recipes.recipe",
     "train": "training.loop",
 }
 

@@ -12,7 +12,8 @@ __all__ = ["to_float", "to_uint8"]
 def to_float(images: np.ndarray | Tensor, device: torch.device) -> Tensor:
     """uint8 (N, H, W, C) to float32 (N, C, H, W) in [-1, 1], converted on the device."""
     if not isinstance(images, Tensor):
-        images = torch.from_numpy(np.ascontiguousarray(images))
+        # torch warns of arrays that it must not write to, such as those of a PIL image.
+        images = torch.from_numpy(np.require(images, requirements=["C", "W"]))
     pixels = images.to(device, non_blocking=True)  # waits for nothing if they lie in pinned memory
     return pixels.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
 

@@ -12,6 +12,7 @@ from typing import Literal, Self
 import numpy as np
 import torch
 
+from cascaded_diffusion.cascade.describe import describe_html, describe_text
 from cascaded_diffusion.cascade.manifest import (
     MANIFEST_FILE,
     CascadeManifest,
@@ -162,6 +163,13 @@ class Cascade:
         for entry in manifest.stages:
             cascade.truncated[entry.name] = cascade.truncated[entry.name] and entry.truncated
         return cascade
+
+    def __repr__(self) -> str:
+        return describe_text(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return describe_html(self)
 
     def save_pretrained(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write the cascade to a folder that does not exist yet or is empty. ``dtype`` float16 halves the weights."""

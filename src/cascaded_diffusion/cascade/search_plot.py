@@ -10,8 +10,9 @@ from cascaded_diffusion.cascade.search_store import PointResult, SearchRecord, S
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-__all__ = ["curves"]
+__all__ = ["curves", "figures"]
 
 _COLOURS = {"nontruncated": "#1f5fa8", "truncated": "#c4581a", "": "#1f5fa8"}
 _GREY = "#555555"
@@ -24,23 +25,38 @@ _AXIS = {
 
 
 def curves(record: SearchRecord) -> dict[str, bytes]:
-    """A PNG for every setting that was swept (``s``, ``steps``, ``guidance``, ``endpoints``), one panel a stage.
-
-    A panel is the slice through the best point: the other swept settings have their best values. The best is ringed.
-    Stages whose search is not finished are left out.
-    """
+    """A PNG for every setting that was swept (``s``, ``steps``, ``guidance``, ``endpoints``): see :func:`figures`."""
     pictures = {}
-    for setting in _AXIS:
-        stages = [found for found in record.searched if setting in found.swept and found.winner is not None]
-        if stages:
-            pictures[setting] = _picture(record, setting, stages)
+    for setting, figure in figures(record).items():
+        buffer = io.BytesIO()
+        # Without the library's version in it, equal searches give equal files.
+        figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+        pictures[setting] = buffer.getvalue()
     return pictures
 
 
-def _picture(record: SearchRecord, setting: str, stages: Sequence[StageResult]) -> bytes:
+def figures(record: SearchRecord, kind: type[Figure] | None = None) -> dict[str, Figure]:
+    """A figure for every setting that was swept, one panel a stage.
+
+    A panel is the slice through the best point: the other swept settings have their best values. The best is ringed.
+    Stages whose search is not finished are left out.
+
+    Args:
+        record: the search.
+        kind: what the figures are; default matplotlib's own.
+    """
+    drawn = {}
+    for setting in _AXIS:
+        stages = [found for found in record.searched if setting in found.swept and found.winner is not None]
+        if stages:
+            drawn[setting] = _draw(record, setting, stages, kind)
+    return drawn
+
+
+def _draw(record: SearchRecord, setting: str, stages: Sequence[StageResult], kind: type[Figure] | None) -> Figure:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4 * len(stages), 4.4), layout="constrained")
+    figure = (kind or Figure)(figsize=(6.4 * len(stages), 4.4), layout="constrained")
     for axes, found in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages):
         _panel(axes, setting, found)
     request = record.request
@@ -50,10 +66,7 @@ def _picture(record: SearchRecord, setting: str, stages: Sequence[StageResult]) 
         fontsize=9,
         color=_GREY,
     )
-    buffer = io.BytesIO()
-    # Without the library's version in it, equal searches give equal files.
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-    return buffer.getvalue()
+    return figure
 
 
 def _panel(axes: Axes, setting: str, found: StageResult) -> None:

@@ -22,14 +22,23 @@ def enlarge(images: np.ndarray, size: int) -> np.ndarray:
     return images.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
-def denoising_strips(cascade: Cascade, label: int, *, seed: int = 0, columns: int = 11) -> Image.Image:
-    """Every stage's sampler at work on one image: above what it holds, below what the network takes the image to be."""
+def denoising_strips(
+    cascade: Cascade, label: int | str | None = None, *, seed: int = 0, columns: int = 11
+) -> Image.Image:
+    """Every stage's sampler at work on one image: above what it holds, below what the network takes the image to be.
+
+    Args:
+        cascade: the cascade.
+        label: the image's class, an id or a name; default the first, or none if the cascade has no classes.
+        seed: of the image.
+        columns: at most so many steps, evenly spaced.
+    """
     frames: dict[str, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
 
     def watch(event: CascadeStep) -> None:
         frames[event.stage].append((to_uint8(event.step.x[:1])[0], to_uint8(event.step.x0[:1])[0]))
 
-    cascade.sample(1, [label], seed=seed, callback=watch)
+    cascade.sample(1, None if label is None else [label], seed=seed, callback=watch)
     rows = []
     for name, steps in frames.items():
         shown = np.unique(np.linspace(0, len(steps) - 1, min(columns, len(steps))).round().astype(int))
