@@ -1,6 +1,7 @@
 # Every target works on a fresh machine with Python >= 3.11 and pip: it makes .venv once and then runs.
 #   make demo     train a tiny cascade, sample the shipped one, write out/demo/report.html
 #   make test     the whole test suite
+#   make test-ui  the tests of the page (cdm ui), its path in a browser among them; finds or installs a Chromium
 #   make lint     ruff and mypy
 #   make format   let ruff rewrite the sources
 #   make clean    remove .venv, caches and out/
@@ -16,7 +17,7 @@ PIP_INSTALL := $(VENV_PYTHON) -m pip install --disable-pip-version-check --no-in
                $(if $(MAKE_TERMOUT),,--quiet) --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test test-ui lint format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -26,6 +27,10 @@ demo: .venv/.core
 
 test: .venv/.dev
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+test-ui: .venv/.dev
+	@chromium=$$(tools/find_chromium.sh) && \
+	  OMP_NUM_THREADS=1 CDM_CHROMIUM="$$chromium" $(VENV_PYTHON) -m pytest tests/ui tests/cli/test_ui.py $(PYTEST_ARGS)
 
 lint: .venv/.dev
 	$(VENV_PYTHON) -m ruff check .
@@ -38,7 +43,7 @@ format: .venv/.dev
 
 clean:
 	rm -rf .venv out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find src tests benchmarks -name __pycache__ -type d -exec rm -rf {} +
+	find src tests benchmarks tools -name __pycache__ -type d -exec rm -rf {} +
 
 # A stamp tells that its dependencies are installed from the pins as they now stand. The build backend is pinned too,
 # hence no build isolation, which would fetch whatever version is newest.
