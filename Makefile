@@ -2,6 +2,7 @@
 #   make demo     train a tiny cascade, sample the shipped one, write out/demo/report.html
 #   make test     the whole test suite
 #   make torture  kill commands at random moments and compare what they end with; KILLS=50 of every case
+#   make test-ui  the tests of the page (cdm ui), its path in a browser among them; finds or installs a Chromium
 #   make lint     ruff and mypy
 #   make format   let ruff rewrite the sources
 #   make docs     build the documentation site into build/site, warnings are errors
@@ -21,7 +22,7 @@ PIP_INSTALL := $(VENV_PYTHON) -m pip install --disable-pip-version-check --no-in
                $(if $(MAKE_TERMOUT),,--quiet) --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test torture lint format docs docs-serve clean
+.PHONY: help demo test torture lint format docs docs-serve test-ui clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -34,6 +35,10 @@ test: .venv/.dev
 
 torture: .venv/.dev
 	$(VENV_PYTHON) tools/torture.py --kills $(KILLS) $(TORTURE_ARGS)
+
+test-ui: .venv/.dev
+	@chromium=$$(tools/find_chromium.sh) && \
+	  OMP_NUM_THREADS=1 CDM_CHROMIUM="$$chromium" $(VENV_PYTHON) -m pytest tests/ui tests/cli/test_ui.py $(PYTEST_ARGS)
 
 lint: .venv/.dev
 	$(VENV_PYTHON) -m ruff check .

@@ -112,7 +112,11 @@ def _start(studio: Studio, tab: Tab, run: Callable[..., Any], inputs: list[Any])
         concurrency_id="sampling",
         **QUIET,
     ).failure(
-        lambda: {tab.start: gr.update(interactive=True), tab.stop: gr.update(interactive=False)},
+        lambda: {
+            tab.status: view.complaint("nothing was done: too many runs wait already; try again in a while"),
+            tab.start: gr.update(interactive=True),
+            tab.stop: gr.update(interactive=False),
+        },
         None,
         buttons,
         queue=False,

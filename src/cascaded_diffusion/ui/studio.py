@@ -267,20 +267,24 @@ class Studio:
             session.runs.clear()
 
     def _watch(self, session: _Session, work: _Pass) -> Generator[Frame, None, Run | None]:
-        """Show a run until it ends; the run if it is done, ``None`` if it was stopped or failed (and that is shown)."""
+        """Show a run until it ends.
+
+        The run if it is done, which the caller shows; ``None`` if it was stopped or failed, and that is shown.
+        """
         run = self.engine.start(work.job, stopped=session.stopped)
         session.runs.append(run)
         if session.stopped:  # in the meantime
             run.stop()
         try:
             for snapshot in run.watch():
+                if snapshot.state == "done":
+                    return run
                 ended = snapshot.state in ("stopped", "failed")
                 told = _failure(run) if snapshot.state == "failed" else view.status(snapshot, work.what)
                 yield Frame(told, self._panels(snapshot, work), ended=ended)
         except UserError as error:
             yield _wrong(error)
-            return None
-        return run if snapshot.state == "done" else None
+        return None
 
     def _panels(self, snapshot: Snapshot, work: _Pass) -> str:
         return view.panels(snapshot, self.limits, work.labels)
