@@ -22,7 +22,10 @@ from cascaded_diffusion.conditioning.augmentation import (
     draw_s,
     gaussian_taps,
 )
-from cascaded_diffusion.diffusion.schedule import Schedule, ScheduleConfig
+from cascaded_diffusion.diffusion.grid import sampling_grid
+from cascaded_diffusion.diffusion.process import noise_from_image
+from cascaded_diffusion.diffusion.samplers import SAMPLERS, Prediction
+from cascaded_diffusion.diffusion.schedule import Level, Schedule, ScheduleConfig
 from cascaded_diffusion.randomness import normal
 
 DISCRETE = Schedule(ScheduleConfig(timesteps=4000))
@@ -172,6 +175,62 @@ def test_truncated_sampling_hands_z_s_on_as_it_is() -> None:
     assert torch.equal(sampled.image, z_s)
     assert sampled.s is not None
     assert sampled.s.tolist() == [0.25] * 4
+
+
+ALL_SCHEDULES = [
+    DISCRETE,
+    CONTINUOUS,
+    Schedule(ScheduleConfig(kind="linear", timesteps=1000)),
+    Schedule(ScheduleConfig(timesteps=30, continuous=True)),
+    Schedule(ScheduleConfig(timesteps=50, log_snr_shift=-1.5)),
+]
+
+
+@pytest.mark.parametrize("schedule", ALL_SCHEDULES, ids=lambda schedule: schedule.config.describe())
+@pytest.mark.parametrize("s", [0.0, 0.013, 0.125, 0.33, 0.5, 1.0])
+def test_the_stage_below_stops_at_the_noise_that_is_put_on_a_finished_image(schedule: Schedule, s: float) -> None:
+    """The level at which truncated sampling ends, read off what nontruncated makes of a flat image, and s as told."""
+    end = sampling_grid(schedule, 7, stop=s)[-1]
+    z0, noise = torch.full((1, 1, 2, 2), 0.5), torch.zeros(1, 1, 2, 2)
+    flat = condition_for_sampling(_config(), schedule, z0, mode="nontruncated", s=s, noise=noise)
+    assert float((flat.image / z0).mean()) == pytest.approx(math.sqrt(end.alpha_bar), abs=1e-7)
+    spread = condition_for_sampling(_config(), schedule, 0 * z0, mode="nontruncated", s=s, noise=noise + 1)
+    assert float(spread.image.mean()) == pytest.approx(math.sqrt(1 - end.alpha_bar), abs=1e-7)
+    handed_on = condition_for_sampling(_config(), schedule, z0, mode="truncated", s=s, noise=None)
+    assert handed_on.s is not None
+    assert flat.s is not None
+    assert float(handed_on.s) == float(flat.s) == pytest.approx(end.time, abs=1e-7)
+
+
+@pytest.mark.parametrize("schedule", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("s", [0.125, 0.5])
+def test_truncated_sampling_hands_on_what_training_saw_at_that_s(name: str, schedule: Schedule, s: float) -> None:
+    """Mean and variance of z_s from a stage below that knows the image, beside those of training's z_s of that image.
+
+    Within five standard errors of 4000 images and, for the mean, the trace that pure noise has of no image.
+    """
+    n = 4000
+    index = torch.arange(n)
+    z0 = _images(n, 1, 3, like=5)
+
+    def knows(x: Tensor, level: Level) -> Prediction:
+        return Prediction(z0, noise_from_image(x, z0, level.alpha_bar))
+
+    sampled = SAMPLERS[name](
+        knows,
+        normal(1, "below/init", index, z0.shape[1:]),
+        sampling_grid(schedule, 20, stop=s),
+        noise=lambda i: normal(1, "below/steps", index, z0.shape[1:], step=i),
+    )
+    told = condition_for_sampling(_config(), schedule, sampled, mode="truncated", s=s, noise=None)
+    noise = normal(7, "augmentation/noise", index, z0.shape[1:])
+    trained = diffuse_to(z0, torch.full((n,), s, dtype=torch.float64), noise, schedule)
+    variance = 1 - schedule.level(s).alpha_bar
+    difference = told.image.double().mean(dim=0) - trained.double().mean(dim=0)
+    assert (difference.abs() <= 5 * math.sqrt(2 * variance / n) + 1e-4).all()
+    ratio = told.image.double().var(dim=0) / trained.double().var(dim=0)
+    assert ((ratio - 1).abs() < 5 * math.sqrt(4 / n)).all()
 
 
 def test_no_augmentation_at_sampling_is_bit_equal_and_says_s_0() -> None:

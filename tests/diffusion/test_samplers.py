@@ -44,6 +44,13 @@ EYE = torch.eye(PIXELS, dtype=torch.float64)
 
 DISCRETE = Schedule(ScheduleConfig(timesteps=1000))
 CONTINUOUS = Schedule(ScheduleConfig(timesteps=None))
+SCHEDULES = {
+    "discrete": DISCRETE,
+    "continuous": CONTINUOUS,
+    "linear": Schedule(ScheduleConfig(kind="linear", timesteps=1000)),
+    "linear between steps": Schedule(ScheduleConfig(kind="linear", timesteps=200, continuous=True)),
+    "shifted": Schedule(ScheduleConfig(timesteps=None, log_snr_shift=-2.0)),
+}
 
 
 def _covariance_at(level: Level) -> Tensor:
@@ -150,12 +157,13 @@ def test_first_order_errors_vanish_with_the_steps(case: str, s: float) -> None:
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("s", [0.0, 0.125, 0.5])
-def test_thousands_of_samples_have_the_moments_of_q(name: str, s: float) -> None:
+def test_thousands_of_samples_have_the_moments_of_q(name: str, schedule: str, s: float) -> None:
     """As users sample, in float32 with keyed noise: within five standard errors and the error of 100 steps."""
     count = 4000
     index = torch.arange(count)
-    levels = sampling_grid(DISCRETE, 100, stop=s)
+    levels = sampling_grid(SCHEDULES[schedule], 100, stop=s)
     x = SAMPLERS[name](
         exact_denoiser(),
         normal(0, "test/init", index, SHAPE),

@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
+from cascaded_diffusion.cascade.stage import StageConfig
+from cascaded_diffusion.data.prepared import PreparedData
+from cascaded_diffusion.training.checkpoint import checkpoint_folders
 from cascaded_diffusion.training.ema import Averages, ema_decay
+from cascaded_diffusion.training.loop import train
+from cascaded_diffusion.training.state import TrainingState
 
 
 def _filled(value: float) -> nn.Linear:
@@ -84,3 +93,54 @@ def test_load_copies() -> None:
     saved["weight"].zero_()
     assert bool((averages.weights[20]["weight"] == 7).all())
     assert bool((averages.weights[10]["weight"] == 1).all())
+
+
+def test_a_constant_weight_is_reached_by_half_in_every_half_life() -> None:
+    """From 1 to 0: after k half-lives 2^-k is left, for each average by its own clock."""
+    averages = Averages(network := _filled(1.0), (40, 120), None)
+    _fill(network, 0.0)
+    for step in range(1, 31):
+        averages.update(8, 8 * step)
+        for half_life in (40, 120):
+            left = torch.full((2, 3), 0.5 ** (8 * step / half_life))
+            torch.testing.assert_close(averages.weights[half_life]["weight"], left, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("rampup", [None, 0.5])
+def test_averages_of_a_resumed_run_have_the_closed_form(
+    rampup: float | None,
+    tmp_path: Path,
+    colour_data: PreparedData,
+    base_config: Callable[..., StageConfig],
+) -> None:
+    """The weights after every step of a real run, stopped and resumed twice, averaged here in float64.
+
+    12 steps of 8 images are from 12 half-lives to half of one.
+    """
+    half_lives = (8, 24, 192)
+    settings = {
+        "images": 96,
+        "checkpoint_every": 8,
+        "keep_checkpoints": None,
+        "ema_half_lives": list(half_lives),
+        "ema_rampup": rampup,
+    }
+    config = base_config(4, training=settings)
+    cpu = torch.device("cpu")
+    for most in (40, 48, None):
+        train(config, colour_data, tmp_path, device=cpu, max_images=most)
+    folders = checkpoint_folders(tmp_path)
+    assert [int(folder.name) for folder in folders] == list(range(8, 97, 8))
+    fresh = TrainingState.fresh(config, cpu).network.state_dict()
+    expected = {half_life: {name: value.double() for name, value in fresh.items()} for half_life in half_lives}
+    for step, folder in enumerate(folders, start=1):
+        weights = load_file(folder / "model.safetensors")
+        for half_life, average in expected.items():
+            capped = half_life if rampup is None else min(half_life, rampup * 8 * step)
+            decay = 0.5 ** (8 / capped)
+            for name in average:
+                average[name] = decay * average[name] + (1 - decay) * weights[name].double()
+            found = load_file(folder / f"ema-{half_life}.safetensors")
+            assert found
+            for name, value in found.items():
+                torch.testing.assert_close(value.double(), average[name], rtol=0, atol=1e-6)
