@@ -90,6 +90,7 @@ def _write_stage(folder: Path, stage: Stage, sampling: SamplingConfig) -> None:
     config = export_config(stage.config).model_dump(mode="json")
     write_json(unet / CONFIG_FILE, {"_class_name": "UNet2DModel", "_diffusers_version": _FORMAT_OF} | config)
     weights = export_weights(stage.network, no_class=no_class_row(stage.config) is not None)
+    weights = {name: value.cpu() for name, value in weights.items()}
     save_file(weights, unet / WEIGHTS_FILE, metadata={"format": "pt"})
     open_as_usual(unet / WEIGHTS_FILE)
     write_json(scheduler / SCHEDULER_FILE, _scheduler_file(stage.config, sampling))

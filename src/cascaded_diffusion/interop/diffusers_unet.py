@@ -350,7 +350,7 @@ def _split(mixed: Tensor, attention: SelfAttention) -> Tensor:
 
 def export_weights(network: UNet, *, no_class: bool) -> dict[str, Tensor]:
     """Our network's tensors under ``UNet2DModel``'s names; with ``no_class``, a last class of zeros for our -1."""
-    ours = {name: value.detach().cpu() for name, value in network.state_dict().items()}
+    ours = {name: value.detach() for name, value in network.state_dict().items()}
     layers, attentions = _layers(network)
     theirs = {f"{key}.{end}": ours[f"{name}.{end}"] for key, name in layers.items() for end in ("weight", "bias")}
     for key, name in attentions.items():
