@@ -38,7 +38,10 @@ def test_what_is_wrong_is_told_before_the_work(
         ((cascade, "user/three", "--licence", "My own"), "licence: 'My own' is not known"),
         ((cascade, "user/three", "--scores", tmp_path / "none.json"), "none.json: no such file"),
         ((cascade, "user/three", "--scores", tmp_path / "other.json"), "other.json: not a scores file"),
-        (("nowhere", "user/three"), "cascade: 'nowhere' is neither a folder nor packaged (demo)"),
+        (
+            ("nowhere", "user/three"),
+            "cascade: 'nowhere' is not user/name on the hub, and neither a folder nor packaged (demo)",
+        ),
     ]:
         assert words in refused("push", *arguments)
     assert hub.repositories == {}
