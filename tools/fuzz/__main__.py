@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from fuzz import seeds
 from fuzz.explore import Findings, _late, explore, try_once
 from fuzz.targets import TARGETS
 
@@ -55,6 +56,7 @@ def main() -> int:
     """0 if every input was read or refused in one line, else 1."""
     asked = _arguments()
     torch.set_num_threads(1)
+    seeds.trained()
     names = asked.reader or list(TARGETS)
     if asked.list:
         print("\n".join(TARGETS))

@@ -6,6 +6,8 @@ import gzip
 import io
 import json
 import struct
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ __all__ = [
     "scores",
     "search_record",
     "stage_config",
+    "trained",
 ]
 
 _SHARED: dict[str, Any] = {
@@ -107,9 +110,21 @@ def prepared_folder(folder: Path) -> Path:
     return folder
 
 
-def run_folder(folder: Path, data: Path) -> Path:
+@cache
+def trained() -> dict[str, bytes]:
+    """The files of a run of two steps, by their names in its folder; made once, also for processes forked later."""
+    with tempfile.TemporaryDirectory() as place:
+        run = Path(place) / "run"
+        data = PreparedData.open(prepared_folder(Path(place) / "data"))
+        train(stage_config("base4"), data, run, device=torch.device("cpu"))
+        return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def run_folder(folder: Path) -> Path:
     """A run of two steps."""
-    train(stage_config("base4"), PreparedData.open(data), folder, device=torch.device("cpu"))
+    for name, content in trained().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
     return folder
 
 
