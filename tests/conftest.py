@@ -8,8 +8,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import resource
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from cascaded_diffusion.data.prepared import PreparedData
 from cascaded_diffusion.evaluation.features import Features
 from cascaded_diffusion.training.export import stage_from_run
 from cascaded_diffusion.training.loop import train
+
+Frugal = Callable[[Callable[[], object]], str]
 
 COLOURS = ((220, 40, 40), (40, 200, 60), (50, 70, 220), (230, 210, 50))
 CPU = torch.device("cpu")
@@ -48,6 +52,36 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 def _interruptible() -> None:
     """A shell that starts the tests in its background has them, and every process they start, ignore SIGINT."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def frugal() -> Frugal:
+    """``frugal(function)``: call it in a process that may take 256 MB more than it has; ``"read"``, or its error."""
+
+    def call(function: Callable[[], object]) -> str:
+        read, write = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on, about threads; none runs here
+            child = os.fork()
+        if child == 0:
+            outcome = "read"
+            try:
+                pages = int(Path("/proc/self/statm").read_text().split()[0])
+                resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**28,) * 2)
+                signal.alarm(30)  # a reader that waits is killed, and tells nothing
+                function()
+            except Exception as error:  # noqa: BLE001 - told to the parent
+                outcome = f"{type(error).__name__}: {error}"
+            finally:
+                os.write(write, outcome.encode())
+                os._exit(0)
+        os.close(write)
+        with os.fdopen(read) as told:
+            outcome = told.read()
+        os.waitpid(child, 0)
+        return outcome
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torture_process import Order, start
 
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.evaluation.classifier import Classifier, ClassifierConfig, save_classifier
 from cascaded_diffusion.samples import write_png_folder
 from cascaded_diffusion.training.checkpoint import checkpoint_folders, read_checkpoint
+from torture_process import Order, start
 
 __all__ = ["Case", "cases", "differences", "is_known", "make_material", "newest_checkpoint", "violations"]
 

@@ -34,7 +34,10 @@ def _tables(page: str) -> dict[str, Rows]:
             title = heading[1]
             found[title] = {}
         elif line.startswith("| ") and not line.startswith("| ---"):
-            cells = [re.sub(r"</?code>", "", cell).strip() for cell in line.removeprefix("| ").removesuffix(" |").split(" | ")]
+            cells = [
+                re.sub(r"</?code>", "", cell).strip()
+                for cell in line.removeprefix("| ").removesuffix(" |").split(" | ")
+            ]
             found[title][cells[0].partition(" ")[0].rstrip(",")] = cells
     return found
 

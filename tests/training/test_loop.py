@@ -252,9 +252,7 @@ def test_losses_that_stay_not_finite_end_the_run_and_its_last_checkpoint_stands(
 
     honest = Trainer.losses
     monkeypatch.setattr(Trainer, "losses", poisoned)
-    words = (
-        r"base8: loss nan .* 2 steps in a row; the run stops.* learning_rate.*; the checkpoint at 32 images"
-    )
+    words = r"base8: loss nan .* 2 steps in a row; the run stops.* learning_rate.*; the checkpoint at 32 images"
     with pytest.raises(RuntimeError, match=words):
         train(base_config(training={"max_skipped_steps": 1}), colour_data, tmp_path, device=CPU)
     assert [int(path.name) for path in checkpoint_folders(tmp_path)] == [32]

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import torch
+
+from fuzz import seeds
 from fuzz.explore import Findings, _late, explore, try_once
 from fuzz.targets import TARGETS
 
@@ -33,12 +35,14 @@ def _keep(found: Findings, seed: int, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         path = out / f"{found.name}-{hashlib.sha256(content).hexdigest()[:12]}.bin"
         path.write_bytes(content)
-        path.with_suffix(".txt").write_text(f"{what}\npython -m fuzz --reader {found.name} --replay {path}\nseed {seed}\n")
+        path.with_suffix(".txt").write_text(
+            f"{what}\npython -m fuzz --reader {found.name} --replay {path}\nseed {seed}\n"
+        )
         print(f"  {what.splitlines()[0][:160]}\n    {path}", flush=True)
 
 
 def _replay(name: str, path: Path) -> int:
-    signal.signal(signal.SIGALRM, _late)
+    signal.signal(signal.SIGVTALRM, _late)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         target = TARGETS[name](Path(folder).resolve())
         outcome = try_once(target, path.read_bytes(), 60)
@@ -52,6 +56,7 @@ def main() -> int:
     """0 if every input was read or refused in one line, else 1."""
     asked = _arguments()
     torch.set_num_threads(1)
+    seeds.trained()
     names = asked.reader or list(TARGETS)
     if asked.list:
         print("\n".join(TARGETS))

@@ -1,4 +1,4 @@
-"""Mutated files: bytes anywhere, and the fields of the formats that are read: npy, zip, safetensors, IDX, PNG, torch."""
+"""Mutated files: bytes anywhere, and the fields of what is read: npy, zip, safetensors, IDX, PNG, torch."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from fuzz.values import INTEGERS, json_text, made_up, mutated
 
 __all__ = ["anywhere", "gzipped", "idx", "json_lines", "npy", "png", "safetensors", "torch_file", "zipped"]
 
+_BOMB = 2**24 + 2**20
 _BYTES = (0, 1, 0x7F, 0x80, 0xFF)
 Change = Callable[[Random, bytes], bytes]
 
@@ -44,7 +45,9 @@ def anywhere(rng: Random, content: bytes, others: tuple[bytes, ...] = ()) -> byt
         elif kind == 4:
             data[at:at] = data[at : at + size]
         elif kind == 5:
-            data[at:at] = bytes(rng.choice((*_BYTES, 0x20, 0x5B, 0x7B)) for _ in range(min(size, 8))) * rng.choice((1, 9))
+            data[at:at] = bytes(rng.choice((*_BYTES, 0x20, 0x5B, 0x7B)) for _ in range(min(size, 8))) * rng.choice(
+                (1, 9)
+            )
         elif kind == 6:
             del data[at:]
         elif kind == 7 and others:
@@ -55,8 +58,38 @@ def anywhere(rng: Random, content: bytes, others: tuple[bytes, ...] = ()) -> byt
     return bytes(data)
 
 
-_NPY_DTYPES = ("|u1", "<i8", "<f4", "<f8", ">f4", "|O", "|S0", "<U0", "<U5", "|V9", "<m8[ns]", "|b1", "<c16", "x", "<i3", "")
-_NPY_SHAPES = ("()", "(0,)", "(1,)", "(-1,)", "(2, 2)", "(99999999999,)", "(4294967296, 4294967296)", "(1e9,)", "(1,) * 9", "[1]", "((1,),)", "(" * 500)  # fmt: skip
+_NPY_DTYPES = (
+    "|u1",
+    "<i8",
+    "<f4",
+    "<f8",
+    ">f4",
+    "|O",
+    "|S0",
+    "<U0",
+    "<U5",
+    "|V9",
+    "<m8[ns]",
+    "|b1",
+    "<c16",
+    "x",
+    "<i3",
+    "",
+)
+_NPY_SHAPES = (
+    "()",
+    "(0,)",
+    "(1,)",
+    "(-1,)",
+    "(2, 2)",
+    "(99999999999,)",
+    "(4294967296, 4294967296)",
+    "(1e9,)",
+    "(1,) * 9",
+    "[1]",
+    "((1,),)",
+    "(" * 500,
+)
 
 
 def npy(rng: Random, content: bytes) -> bytes:
@@ -73,7 +106,9 @@ def npy(rng: Random, content: bytes) -> bytes:
     elif kind == 2:
         text = re.sub(r"\d+", lambda m: str(rng.choice((0, int(m[0]) + 1, int(m[0]) * 1000, 2**62))), text, count=3)
     elif kind == 3:
-        text = text.replace(*rng.choice((("False", "True"), ("fortran_order", "descr"), ("{", "{'x': [" * 9), ("}", ""))))
+        text = text.replace(
+            *rng.choice((("False", "True"), ("fortran_order", "descr"), ("{", "{'x': [" * 9), ("}", "")))
+        )
     elif kind == 4:
         text += " " * rng.choice((1, 4000, 70_000))
     else:
@@ -85,8 +120,10 @@ def npy(rng: Random, content: bytes) -> bytes:
     return b"\x93NUMPY" + version + size + text.encode("latin-1") + body
 
 
-def zipped(rng: Random, content: bytes, member: Change = npy, names: tuple[str, ...] = ("../x.npy", "/x.npy", "")) -> bytes:
-    """A zip archive with a member changed, renamed, doubled, lost, packed otherwise or blown up; or mutated anywhere."""
+def zipped(
+    rng: Random, content: bytes, member: Change = npy, names: tuple[str, ...] = ("../x.npy", "/x.npy", "")
+) -> bytes:
+    """A zip archive with a member changed, renamed, doubled, lost, repacked or blown up; or mutated anywhere."""
     if rng.randrange(3) == 0:
         return anywhere(rng, content)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -102,10 +139,12 @@ def zipped(rng: Random, content: bytes, member: Change = npy, names: tuple[str, 
     elif kind == 5:
         del members[at]
     elif kind == 6:
-        members[at] = (name, data + bytes(rng.choice((1, 2**16, 2**22, 2**25))))
-    method = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))
+        members[at] = (name, data + bytes(rng.choice((1, 1, 1, 2**16, 2**16, _BOMB))))
+    large = any(len(data) > 2**20 for _, data in members)
+    methods = (zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+    method = zipfile.ZIP_DEFLATED if large else rng.choice(methods)
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", method) as archive:
+    with zipfile.ZipFile(stream, "w", method, compresslevel=1) as archive:
         for name, data in members:
             try:
                 info = zipfile.ZipInfo(name)
@@ -122,7 +161,9 @@ def _patched_directory(rng: Random, content: bytes) -> bytes:
     places = [m.start() for m in re.finditer(rb"PK\x01\x02", content)] + [content.rfind(b"PK\x05\x06")]
     at = places[rng.randrange(len(places))]
     if at >= 0:
-        field, form = rng.choice(((8, "<H"), (10, "<H"), (16, "<I"), (20, "<I"), (24, "<I"), (28, "<H"), (12, "<I"), (42, "<I")))
+        field, form = rng.choice(
+            ((8, "<H"), (10, "<H"), (16, "<I"), (20, "<I"), (24, "<I"), (28, "<H"), (12, "<I"), (42, "<I"))
+        )
         number = rng.choice((*INTEGERS, 1, 9, 14, len(content))) % 2 ** (8 * struct.calcsize(form))
         data[at + field : at + field + struct.calcsize(form)] = struct.pack(form, number)
     return bytes(data)
@@ -142,9 +183,13 @@ def safetensors(rng: Random, content: bytes) -> bytes:
     elif kind == 1:
         header[name]["data_offsets"] = [rng.choice((0, 1, *INTEGERS, -1)), rng.choice((0, 8, len(body), *INTEGERS))]
     elif kind == 2:
-        header[name]["shape"] = rng.choice(([], [0], [1], [2**40, 2**40], [-1], [1.5], ["1"], [1] * 99, None, {}, [True]))
+        header[name]["shape"] = rng.choice(
+            ([], [0], [1], [2**40, 2**40], [-1], [1.5], ["1"], [1] * 99, None, {}, [True])
+        )
     elif kind == 3:
-        header[name]["dtype"] = rng.choice(("F32", "F64", "F16", "BF16", "I64", "BOOL", "F8_E4M3", "C64", "F4", "", None, 7))
+        header[name]["dtype"] = rng.choice(
+            ("F32", "F64", "F16", "BF16", "I64", "BOOL", "F8_E4M3", "C64", "F4", "", None, 7)
+        )
     elif kind == 4:
         body = rng.choice((body[:-1], body + b"\0", bytes(len(body)), b"\xff" * len(body), b""))
     else:
@@ -169,13 +214,19 @@ def gzipped(rng: Random, content: bytes, inner: Change = idx) -> bytes:
         return anywhere(rng, content)
     plain = gzip.decompress(content)
     if kind == 1:
-        plain += bytes(rng.choice((1, 2**20, 2**25)))
+        plain += bytes(rng.choice((1, 1, 1, 2**20, _BOMB)))
     elif kind != 2:
         plain = inner(rng, plain)
     packed = gzip.compress(plain, compresslevel=1)
     if kind == 2:  # names, comments and fields that the header may have
         flags = rng.choice((0, 4, 8, 16, 31, 255))
-        packed = packed[:3] + bytes([flags]) + packed[4:10] + rng.choice((b"", b"name\0", b"\xff\xff", b"x" * 300)) + packed[10:]
+        packed = (
+            packed[:3]
+            + bytes([flags])
+            + packed[4:10]
+            + rng.choice((b"", b"name\0", b"\xff\xff", b"x" * 300))
+            + packed[10:]
+        )
     return packed + rng.choice((b"",) * 5 + (packed, b"\0" * 999, b"\x1f\x8b"))
 
 
@@ -192,11 +243,16 @@ def png(rng: Random, content: bytes) -> bytes:
     kind, data = chunks[i]
     what = rng.randrange(7)
     if what == 0:
-        chunks[0] = (b"IHDR", struct.pack(">II", *(rng.choice((0, 1, 9, 40_000, 2**31 - 1, 2**32 - 1)) for _ in "wh")) + chunks[0][1][8:])
+        chunks[0] = (
+            b"IHDR",
+            struct.pack(">II", *(rng.choice((0, 1, 9, 40_000, 2**31 - 1, 2**32 - 1)) for _ in "wh")) + chunks[0][1][8:],
+        )
     elif what == 1:
         chunks[0] = (b"IHDR", chunks[0][1][:8] + bytes(rng.choice((0, 1, 2, 3, 4, 6, 8, 16, 255)) for _ in range(5)))
     elif what == 2:
-        chunks.insert(i, (rng.choice((b"iCCP", b"zTXt", b"iTXt", b"eXIf", b"acTL", b"PLTE", b"tRNS", b"fdAT", kind)), _chunk(rng)))
+        chunks.insert(
+            i, (rng.choice((b"iCCP", b"zTXt", b"iTXt", b"eXIf", b"acTL", b"PLTE", b"tRNS", b"fdAT", kind)), _chunk(rng))
+        )
     elif what == 3:
         del chunks[i]
     elif what == 4:
@@ -212,7 +268,7 @@ def png(rng: Random, content: bytes) -> bytes:
 
 
 def _chunk(rng: Random) -> bytes:
-    bomb = zlib.compress(bytes(rng.choice((9, 2**20, 2**24))))
+    bomb = zlib.compress(bytes(rng.choice((9, 9, 9, 2**20, _BOMB))))
     return rng.choice((b"", b"x\0\0" + bomb, b"x\0\1\0\0\0" + bomb, b"MM\0*\0\0\0\x08" + b"\xff" * 40, bomb))
 
 

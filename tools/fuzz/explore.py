@@ -10,20 +10,19 @@ import selectors
 import signal
 import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from types import FrameType
 from typing import IO, Any
 
-from fuzz.targets import TARGETS, Target
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from cascaded_diffusion.errors import UserError
+from fuzz.targets import TARGETS, Target
 
 __all__ = ["Findings", "explore", "try_once"]
 
@@ -36,7 +35,6 @@ class Findings:
         name: the reader.
         tried, taken, refused: inputs, those that were read, those that were refused in one line.
         wrong: (what happened, the input) of all others.
-        seconds: of the trying alone.
     """
 
     name: str
@@ -44,7 +42,12 @@ class Findings:
     taken: int = 0
     refused: int = 0
     wrong: list[tuple[str, bytes]] = field(default_factory=list)
-    seconds: float = 0.0
+
+
+LAST = "at-hand.bin"
+_ROUND = 500  # hypothesis remembers every choice of a round
+_ENOUGH = 50
+_PATIENCE = 60.0
 
 
 class _TooSlow(BaseException):
@@ -57,7 +60,7 @@ def _late(number: int, frame: FrameType | None) -> None:
 
 def try_once(target: Target, content: bytes, seconds: float) -> str | None:
     """``taken``, ``refused``, or what went wrong."""
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)  # of work: another process may have the processor
     try:
         target.read(content)
     except UserError as error:
@@ -65,16 +68,15 @@ def try_once(target: Target, content: bytes, seconds: float) -> str | None:
         return "refused" if line and line.isprintable() else f"not one printable line: {line!r}"
     except _TooSlow:
         return f"took longer than {seconds:g} s"
-    except BaseException as error:
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, it is a finding
         return f"{type(error).__name__}: {error}"[:500]
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
     return "taken"
 
 
-def _inputs(target: Target, count: int, number: int) -> Iterator[bytes]:
-    """``count`` inputs whose every choice is hypothesis's, with a seed of their own."""
-    made: list[bytes] = []
+def _draw(target: Target, count: int, number: int, use: Callable[[bytes], None]) -> None:
+    """Hand ``count`` inputs to ``use``; every choice in them is hypothesis's."""
 
     @seed(number)
     @settings(
@@ -86,41 +88,49 @@ def _inputs(target: Target, count: int, number: int) -> Iterator[bytes]:
     )
     @given(st.randoms(use_true_random=False))
     def draw(rng: Random) -> None:
-        made.append(target.make(rng))
+        use(target.make(rng))
 
     draw()
-    yield from made
 
 
-def _child(name: str, count: int, number: int, limits: tuple[int, float], out: int) -> None:
+def _child(name: str, count: int, number: int, limits: tuple[int, float], folder: Path, out: int) -> None:
     """Try inputs and tell each outcome; the input at hand lies in a file, in case it is the last."""
     memory, seconds = limits
     warnings.simplefilter("ignore")  # Pillow's and torch's about damaged files; commands do not fail over them
-    signal.signal(signal.SIGALRM, _late)
-    with os.fdopen(out, "w", buffering=1) as tell, tempfile.TemporaryDirectory(prefix="fuzz-") as place:
-        folder = Path(place).resolve()
+    signal.signal(signal.SIGVTALRM, _late)
+    with os.fdopen(out, "w", buffering=1) as pipe:
+
+        def tell(*words: str) -> None:
+            pipe.write(json.dumps(words) + "\n")
+
         target = TARGETS[name](folder)
         for content in target.valid:
             outcome = try_once(target, content, 60)
-            if outcome != "taken" and name != "class-names":
-                tell.write(json.dumps(["wrong", f"a valid input: {outcome}", content.hex()]) + "\n")
+            if outcome != "taken":
+                tell("wrong", f"a valid input: {outcome}", content.hex())
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
-        rest, round_ = count, 0
+        rest = count
+
+        def use(content: bytes) -> None:
+            nonlocal rest
+            rest -= 1
+            (folder / LAST).write_bytes(content)
+            tell("at")
+            outcome = try_once(target, content, seconds)
+            kind = outcome if outcome in ("taken", "refused") else "wrong"
+            tell(kind, outcome, content.hex() if kind == "wrong" else "")
+
+        round_ = 0
         while rest > 0:
-            for content in _inputs(target, min(rest, 500), number * 1000 + round_):
-                tell.write(json.dumps(["at", "", content.hex()]) + "\n")
-                outcome = try_once(target, content, seconds)
-                kind = outcome if outcome in ("taken", "refused") else "wrong"
-                tell.write(json.dumps([kind, outcome, content.hex() if kind == "wrong" else ""]) + "\n")
-                rest -= 1
+            _draw(target, min(rest, _ROUND), number * 1000 + round_, use)
             round_ += 1
-        tell.write(json.dumps(["end", "", ""]) + "\n")
+        tell("end")
 
 
 @contextlib.contextmanager
-def _forked(*arguments: Any) -> Iterator[tuple[int, IO[str]]]:
-    """A child process and what it tells; it is gone at the end."""
+def _forked(*arguments: Any) -> Iterator[IO[str]]:
+    """What a child process tells; it is gone at the end."""
     read, write = os.pipe()
     sys.stdout.flush()
     with warnings.catch_warnings():
@@ -136,7 +146,7 @@ def _forked(*arguments: Any) -> Iterator[tuple[int, IO[str]]]:
     os.close(write)
     try:
         with os.fdopen(read) as told:
-            yield child, told
+            yield told
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
@@ -151,47 +161,42 @@ def explore(name: str, inputs: int, number: int = 0, *, memory: int = 2**30, sec
         inputs: how many.
         number: the seed; the same one tries the same inputs.
         memory: bytes that the reader may take beyond what its process has when it starts.
-        seconds: that one input may take; a process that does not come back from one is killed after thrice that.
+        seconds: of work that one input may take; a process that does not come back from one is killed after a minute.
     """
     found = Findings(name)
-    while found.tried < inputs and len(found.wrong) < 50:
-        with _forked(name, inputs - found.tried, number + 7919 * len(found.wrong), (memory, seconds)) as (_, told):
-            if _follow(found, told, 3 * seconds):
+    while found.tried < inputs and len(found.wrong) < _ENOUGH:
+        with tempfile.TemporaryDirectory(prefix="fuzz-") as place:
+            folder = Path(place).resolve()
+            wanted = (name, inputs - found.tried, number + 7919 * len(found.wrong), (memory, seconds), folder)
+            with _forked(*wanted) as told:
+                outcome = _follow(found, told, _PATIENCE)
+            if outcome is None:
                 break
+            last = folder / LAST
+            found.wrong.append((outcome, last.read_bytes() if last.exists() else b""))
+            found.tried += 1
     return found
 
 
-def _follow(found: Findings, told: IO[str], patience: float) -> bool:
-    """Take down what a child tells; whether it came to its end."""
+def _follow(found: Findings, told: IO[str], patience: float) -> str | None:
+    """Take down what a child tells; why it did not come to its end, or ``None`` if it did."""
     ready = selectors.DefaultSelector()
     ready.register(told, selectors.EVENT_READ)
-    last, started, begun = b"", None, False
-    pending = ""
-    descriptor = told.fileno()
-    while True:
-        # Making the valid files and drawing inputs takes its time too; only a reader is under the clock.
-        if not ready.select(patience if begun else 120):
-            found.wrong.append((f"did not come back within {patience:g} s", last))
-            found.tried += 1
-            return False
-        block = os.read(descriptor, 2**16).decode()
+    begun, pending = False, ""
+    # Making the valid files and drawing inputs takes its time too; only a reader is under the clock.
+    while ready.select(patience if begun else 300):
+        block = os.read(told.fileno(), 2**16).decode()
         if not block:
-            found.wrong.append(("killed its process", last))
-            found.tried += 1
-            return False
-        pending += block
-        *lines, pending = pending.split("\n")
-        for line in lines:
-            kind, outcome, content = json.loads(line)
+            return "killed its process"
+        *lines, pending = (pending + block).split("\n")
+        for kind, *more in map(json.loads, lines):
             if kind == "end":
-                return True
-            if kind == "at":
-                last, begun, started = bytes.fromhex(content), True, time.perf_counter()
-                continue
-            begun = False
-            found.seconds += time.perf_counter() - started if started is not None else 0
+                return None
+            begun = kind == "at"
             if kind == "wrong":
-                found.wrong.append((outcome, bytes.fromhex(content)))
-            found.tried += 1
-            found.taken += kind == "taken"
-            found.refused += kind == "refused"
+                found.wrong.append((more[0], bytes.fromhex(more[1])))
+            if not begun:
+                found.tried += not more[0].startswith("a valid input")
+                found.taken += kind == "taken"
+                found.refused += kind == "refused"
+    return f"did not come back within {patience:g} s"

@@ -6,6 +6,8 @@ import gzip
 import io
 import json
 import struct
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ __all__ = [
     "scores",
     "search_record",
     "stage_config",
+    "trained",
 ]
 
 _SHARED: dict[str, Any] = {
@@ -107,9 +110,21 @@ def prepared_folder(folder: Path) -> Path:
     return folder
 
 
-def run_folder(folder: Path, data: Path) -> Path:
+@cache
+def trained() -> dict[str, bytes]:
+    """The files of a run of two steps, by their names in its folder; made once, also for processes forked later."""
+    with tempfile.TemporaryDirectory() as place:
+        run = Path(place) / "run"
+        data = PreparedData.open(prepared_folder(Path(place) / "data"))
+        train(stage_config("base4"), data, run, device=torch.device("cpu"))
+        return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def run_folder(folder: Path) -> Path:
     """A run of two steps."""
-    train(stage_config("base4"), PreparedData.open(data), folder, device=torch.device("cpu"))
+    for name, content in trained().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
     return folder
 
 
@@ -135,7 +150,12 @@ def idx_file(kind: str) -> bytes:
 def idx_folder(folder: Path) -> Path:
     """The four IDX files, one of them packed."""
     folder.mkdir()
-    for stem in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
+    for stem in (
+        "train-images-idx3-ubyte",
+        "train-labels-idx1-ubyte",
+        "t10k-images-idx3-ubyte",
+        "t10k-labels-idx1-ubyte",
+    ):
         (folder / stem).write_bytes(idx_file("images" if "images" in stem else "labels"))
     (folder / "train-labels-idx1-ubyte").unlink()
     (folder / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx_file("labels"), mtime=0))
@@ -144,7 +164,7 @@ def idx_folder(folder: Path) -> Path:
 
 def images(form: str) -> tuple[bytes, ...]:
     """Small pictures in one format, in several modes where it has them."""
-    colour = Image.fromarray(_pictures(1, 9)[0][0])
+    colour = Image.fromarray(_pictures(1, 16 if form == "ICO" else 9)[0][0])
     made = []
     for mode in ("RGB", "L", "RGBA", "P", "1", "LA", "CMYK", "I;16"):
         stream = io.BytesIO()
@@ -187,10 +207,14 @@ def scores() -> bytes:
     )
     found = {
         "fd_eye": Score(1.5, about, 0.25, "a note"),
-        "cas": Score(0.5, about, extra={"per_class": [0.5, None], "real_per_class": [0.9, 1], "class_names": ["a", "b"]}),
+        "cas": Score(
+            0.5, about, extra={"per_class": [0.5, None], "real_per_class": [0.9, 1], "class_names": ["a", "b"]}
+        ),
     }
     row = scores_json(found)["scores"]
-    return json.dumps(scores_json(found, checkpoints=[{"images": 8, "scores": row}, {"images": 16, "scores": row}])).encode()
+    return json.dumps(
+        scores_json(found, checkpoints=[{"images": 8, "scores": row}, {"images": 16, "scores": row}])
+    ).encode()
 
 
 def search_record() -> SearchRecord:

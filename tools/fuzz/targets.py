@@ -12,7 +12,6 @@ from random import Random
 from typing import Any, NamedTuple
 
 import torch
-from fuzz import bytes_of, seeds, values
 
 from cascaded_diffusion.cascade.chain import Cascade
 from cascaded_diffusion.cascade.search_store import SearchStore
@@ -34,9 +33,10 @@ from cascaded_diffusion.report.runs import read_run, run_part
 from cascaded_diffusion.report.scores import read_scores_record, scores_part
 from cascaded_diffusion.report.searches import read_search, search_part
 from cascaded_diffusion.samples import class_folder
-from cascaded_diffusion.training.checkpoint import averaged_weights
+from cascaded_diffusion.training.checkpoint import OPTIMIZER, averaged_weights, load_optimizer
 from cascaded_diffusion.training.loop import read_metrics
 from cascaded_diffusion.training.run import MetricsLog, open_run
+from fuzz import bytes_of, seeds, values
 
 __all__ = ["TARGETS", "Target"]
 
@@ -66,6 +66,11 @@ def _json(rng: Random, content: bytes) -> bytes:
     return values.json_text(rng, values.mutated(rng, json.loads(content)))
 
 
+def _now_and_then(content: bytes) -> bool:
+    """Whether charts are drawn of this input, which takes a hundred times as long as reading it."""
+    return content[-9] % 64 == 0 if len(content) > 9 else True
+
+
 def _file_target(path: Path, mutate: Callable[[Random, bytes], bytes], read: Callable[[], object]) -> Target:
     """A reader of one file of a folder that is valid otherwise."""
 
@@ -85,7 +90,9 @@ def _recipe(folder: Path) -> Target:
     def read(content: bytes) -> object:
         path.write_bytes(content)
         recipe = load_recipe(str(path), overrides=["flip=false"])
-        return stage_config(recipe, recipe.stages[0].name, channels=1, classes=2, class_names=["a", "b"])
+        channels = recipe.channels if isinstance(recipe.channels, int) else 3
+        classes = 2 if recipe.classes == "from-data" else recipe.classes
+        return stage_config(recipe, recipe.stages[0].name, channels=channels, classes=classes, class_names=None)
 
     valid = tuple(read_packaged(name).encode() for name in ("demo", "fashion-mnist-32-small", "photos-64"))
     return Target(valid, lambda rng, content: values.yaml_text(rng, content.decode()), read)
@@ -119,7 +126,7 @@ def _cascade_manifest(folder: Path) -> Target:
 
 
 def _run(folder: Path) -> Path:
-    return seeds.run_folder(folder / "run", seeds.prepared_folder(folder / "data"))
+    return seeds.run_folder(folder / "run")
 
 
 def _checkpoint_manifest(folder: Path) -> Target:
@@ -141,6 +148,25 @@ def _checkpoint_file(name: str, mutate: Callable[[Random, bytes], bytes], folder
     return _file_target(checkpoint / name, mutate, read)
 
 
+def _optimizer(folder: Path) -> Target:
+    """The optimizer's file alone, of a smaller network: a file is soon tried, and has the same parts."""
+    network = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(network.parameters())
+    network(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    torch.save(optimizer.state_dict(), folder / OPTIMIZER)
+    parameters = list(network.parameters())
+
+    def read() -> None:
+        fresh = torch.optim.Adam(network.parameters())
+        try:
+            fresh.load_state_dict(load_optimizer(folder, parameters))
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"does not fit: {error}") from None  # as TrainingState.load does
+
+    return _file_target(folder / OPTIMIZER, bytes_of.torch_file, read)
+
+
 def _recorded_config(folder: Path) -> Target:
     run = _run(folder)
     config = seeds.stage_config("base4")
@@ -154,8 +180,8 @@ def _metrics(folder: Path) -> Target:
         (run / "metrics.jsonl").write_bytes(content)
         MetricsLog(run, 16)  # takes up whatever it is
         (run / "metrics.jsonl").write_bytes(content)
-        part = run_part(read_run("run", run)).body
-        return read_metrics(run), part
+        record = read_run("run", run)
+        return read_metrics(run), run_part(record).body if _now_and_then(content) else ""
 
     return Target((seeds.metrics(),), bytes_of.json_lines, read)
 
@@ -200,7 +226,9 @@ def _given(folder: Path) -> Target:
 def _idx(kind: str, folder: Path) -> Target:
     data = seeds.idx_folder(folder / "idx")
     name = "t10k-images-idx3-ubyte" if kind == "images" else "train-labels-idx1-ubyte.gz"
-    return _file_target(data / name, bytes_of.idx if kind == "images" else bytes_of.gzipped, lambda: load_idx_folder(data))
+    return _file_target(
+        data / name, bytes_of.idx if kind == "images" else bytes_of.gzipped, lambda: load_idx_folder(data)
+    )
 
 
 def _image(form: str, folder: Path) -> Target:
@@ -228,8 +256,9 @@ def _scores(folder: Path) -> Target:
 
     def read(content: bytes) -> object:
         path.write_bytes(content)
-        found = table(read_scores(path)) if read_scores(path) else ""
-        return scores_part(read_scores_record("scores", path)).body, found
+        found = read_scores(path)
+        record = read_scores_record("scores", path)
+        return table(found) if found else "", scores_part(record).body if _now_and_then(content) else ""
 
     return Target((seeds.scores(),), _json, read)
 
@@ -241,7 +270,8 @@ def _search(folder: Path) -> Target:
     def read(content: bytes) -> object:
         (folder / "search.json").write_bytes(content)
         store.check(record.request)
-        return search_part(read_search("search", folder)).body
+        subject = read_search("search", folder)
+        return search_part(subject).body if _now_and_then(content) else ""
 
     return Target((json.dumps(record.model_dump(mode="json")).encode(),), _json, read)
 
@@ -314,6 +344,7 @@ def _class_names(folder: Path) -> Target:
     return Target(valid, bytes_of.anywhere, read)
 
 
+_FORMS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "JPEG2000", "AVIF", "ICO", "PPM", "TGA")
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "recipe": _recipe,
     "overrides": _overrides,
@@ -323,7 +354,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "checkpoint-manifest": _checkpoint_manifest,
     "checkpoint-weights": partial(_checkpoint_file, "model.safetensors", bytes_of.safetensors),
     "checkpoint-average": partial(_checkpoint_file, "ema-16.safetensors", bytes_of.safetensors),
-    "optimizer": partial(_checkpoint_file, "optimizer.pt", bytes_of.torch_file),
+    "optimizer": _optimizer,
     "recorded-config": _recorded_config,
     "metrics": _metrics,
     "preview": _preview,
@@ -334,7 +365,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "given-npz": _given,
     "idx": partial(_idx, "images"),
     "idx-gz": partial(_idx, "labels"),
-    **{f"image-{form.lower()}": partial(_image, form) for form in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "JPEG2000", "AVIF", "ICO", "PPM", "TGA")},
+    **{f"image-{form.lower()}": partial(_image, form) for form in _FORMS},
     "scores": _scores,
     "search-record": _search,
     "search-score": _search_score,
@@ -344,5 +375,5 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "classifier-weights": partial(_classifier, "model.safetensors", bytes_of.safetensors),
     "foreign-weights": _foreign,
     "class-names": _class_names,
-}  # fmt: skip
+}
 """Makes a reader's target in an empty folder, by the reader's name."""

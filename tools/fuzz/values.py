@@ -12,9 +12,10 @@ INTEGERS = (0, 1, -1, 2, 7, 127, 128, 255, 256, 4095, 65535, 65536, 2**31 - 1, 2
 _INTEGERS = (*INTEGERS, -(2**63), 2**64, 10**30, 10**400)
 _FLOATS = (0.0, -0.0, 0.5, 1.0, -1.5, 1e-320, 1e-30, 1e30, 1e308, -1e308, float("inf"), float("-inf"), float("nan"))
 _WORDS = (
-    "", " ", "null", "true", "nan", "-1", "1e999", "base8", "sr16", "..", "../../etc/passwd", "/etc/passwd", "a/b", "C:\\x",
-    "\0", "a\nb", "\x1b[31mred", "\ud800", "ü", "\u202e", "𝔘", "%s%n", "{0}", "${x}", "<script>", "x" * 300, "0" * 64, "f" * 64,
-    "model.safetensors", "config.json", "ddim5", "10,20", "from-data", "gaussian", "truncated", "cosine", "linear",
+    "", " ", "null", "true", "nan", "-1", "1e999", "base8", "sr16", "..", "../../etc/passwd", "/etc/passwd", "a/b",
+    "C:\\x", "\0", "a\nb", "\x1b[31mred", "\ud800", "ü", "\u202e", "𝔘", "%s%n", "{0}", "${x}", "<script>",
+    "x" * 300, "0" * 64, "f" * 64, "model.safetensors", "config.json", "ddim5", "10,20", "from-data", "gaussian",
+    "truncated", "cosine", "linear",
 )  # fmt: skip
 
 
@@ -69,7 +70,9 @@ def _change(rng: Random, places: list[tuple[Any, Any]], where: Any, key: Any) ->
     if kind <= 2:
         where[key] = made_up(rng)
     elif kind == 3 and isinstance(old, int | float) and not isinstance(old, bool):
-        where[key] = rng.choice((old + 1, old - 1, -old, old * 1000, old * 0.3 if abs(old) < 1e300 else 0, str(old), [old]))
+        where[key] = rng.choice(
+            (old + 1, old - 1, -old, old * 1000, old * 0.3 if abs(old) < 1e300 else 0, str(old), [old])
+        )
     elif kind == 4:
         del where[key]
     elif kind == 5:
@@ -97,10 +100,11 @@ def json_text(rng: Random, value: Any) -> bytes:
 
 
 _YAML_PIECES = (
-    "&a ", "*a", "!!python/object/apply:os.system ['true']", "!!int 'x'", "!!float ''", "!!bool x", "!!binary '%'", "!!timestamp x",
-    "!!set {a, b}", "!!omap [a: 1]", "<<: *a", "<<: [*a, *a]", "? [1, 2]\n: 3", "- ", "{", "}", "[", "]", ": ", "#", "|\n  x", ">-\n",
-    "---\n", "...\n", "%YAML 9.9\n", "2001-02-30", "1:99:99:99:99", "0x", "1e999", ".inf", ".nan", "0o99", "'", '"', '"\\ud800"', "\t",
-    "=", "~", "yes", "@", "`", "\x00", "\x85", "\ufeff", "a: &b {c: *b}",
+    "&a ", "*a", "!!python/object/apply:os.system ['true']", "!!int 'x'", "!!float ''", "!!bool x", "!!binary '%'",
+    "!!timestamp x", "!!set {a, b}", "!!omap [a: 1]", "<<: *a", "<<: [*a, *a]", "? [1, 2]\n: 3", "- ", "{", "}",
+    "[", "]", ": ", "#", "|\n  x", ">-\n", "---\n", "...\n", "%YAML 9.9\n", "2001-02-30", "1:99:99:99:99", "0x",
+    "1e999", ".inf", ".nan", "0o99", "'", '"', '"\\ud800"', "\t", "=", "~", "yes", "@", "`", "\x00", "\x85",
+    "\ufeff", "a: &b {c: *b}",
 )  # fmt: skip
 
 

@@ -33,6 +33,9 @@ WIDTH = 100
 ByStage = Facts | None
 _Count = Annotated[int, Field(ge=1, le=10**12)]
 _Side = Annotated[int, Field(ge=1, le=65_536)]
+_Amount = Annotated[float, Field(ge=-1e6, le=1e6)]
+Numbers = Annotated[dict[Name, _Amount | None], Field(max_length=1000)] | None
+Ends = Annotated[dict[Name, tuple[_Amount, _Amount] | None], Field(max_length=1000)] | None
 
 
 class Origin(StrictModel):
@@ -47,12 +50,12 @@ class Origin(StrictModel):
     evaluations: ByStage = Field(default=None, description="Network evaluations an image.")
     sampler: ByStage = Field(default=None, description="The sampler.")
     steps: ByStage = Field(default=None, description="Steps over the whole range.")
-    s: ByStage = Field(default=None, description="Strength of the conditioning augmentation.")
+    s: Numbers = Field(default=None, description="Strength of the conditioning augmentation.")
     augmentation: ByStage = Field(default=None, description="truncated, nontruncated or none.")
-    guidance: ByStage = Field(default=None, description="Classifier-free guidance, 1 is none.")
-    endpoints: ByStage = Field(default=None, description="Ends of a sampling schedule of its own, or null.")
+    guidance: Numbers = Field(default=None, description="Classifier-free guidance, 1 is none.")
+    endpoints: Ends = Field(default=None, description="Ends of a sampling schedule of its own, or null.")
     clip: ByStage = Field(default=None, description="Whether predictions are clipped.")
-    dynamic_threshold: ByStage = Field(default=None, description="Percentile clipped to instead, or null.")
+    dynamic_threshold: Numbers = Field(default=None, description="Percentile clipped to instead, or null.")
     extension: ByStage = Field(default=None, description="Whether the sampling-step extension ran.")
 
 
@@ -200,7 +203,7 @@ def describe_sampling(origin: Origin) -> str:
         settings = {name: (getattr(origin, name) or {}).get(stage) for name in _SETTINGS}
         words = [f"{stage} {sampler} {settings['steps']} steps"]
         if settings["augmentation"] not in (None, "none"):
-            words.append(f"{settings['augmentation']} s={settings['s']:g}")
+            words.append(f"{settings['augmentation']} s={settings['s'] or 0:g}")
         if settings["guidance"] not in (None, 1):
             words.append(f"guidance {settings['guidance']:g}")
         if settings["endpoints"] is not None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import mmap
 import pickle
 import pickletools
+import struct
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -27,6 +31,7 @@ TORCH_DAMAGE = (
     IndexError,
     AssertionError,
     OverflowError,
+    struct.error,
 )
 """What ``torch.load`` raises for damaged files."""
 
@@ -81,39 +86,59 @@ def check_torch_file(path: Path, largest: int, wrong: str) -> None:
             raise UserError(
                 f"{path}: {wrong} (a record of {records[0].file_size} bytes, at most {_LARGEST_RECORD} are read)"
             )
-        _check_names(path, archive.read(records[0]), wrong)
+        _check_names(path, io.BytesIO(archive.read(records[0])), size, wrong)
 
 
-def _check_names(path: Path, record: bytes, wrong: str) -> None:
-    """Refuse a record that names anything but tensors. It is taken apart, not executed."""
+def _check_names(path: Path, record: Any, most: int, wrong: str) -> None:
+    """Refuse a record that names anything but tensors, or a number above ``most``. It is taken apart, not executed."""
     try:
         for operation, argument, _ in pickletools.genops(record):
+            found = None
             if operation.name in _ACTIVE or (operation.name == "GLOBAL" and argument not in _TENSOR_NAMES):
-                found = str(argument or operation.name)[:100]
-                raise UserError(f"{path}: {wrong} (it holds {found!r}, not tensors alone)")
+                found = repr(str(argument or operation.name)[:100])
+            elif isinstance(argument, int) and not isinstance(argument, bool) and not -1 <= argument <= most:
+                found = f"a number of {argument.bit_length()} bits"
+            if found is not None:
+                raise UserError(f"{path}: {wrong} (it holds {found}, not tensors alone)")
     except UserError:
         raise
-    except (ValueError, IndexError, OverflowError, UnicodeDecodeError) as error:
+    except (ValueError, IndexError, OverflowError, struct.error) as error:
         raise UserError(f"{path}: {wrong} (its record: {error})") from None
+
+
+def _check_old_file(path: Path, wrong: str) -> None:
+    """Look through a file in the form that torch wrote before 1.6: five records, then the storages."""
+    with open_file(path) as file:
+        size = size_of(file)
+        if not size:
+            raise UserError(f"{path}: {wrong} (it is empty)")
+        # Mapped, because a file takes memory for as many bytes as it is asked for, however few it has.
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            # A magic number, the version, sizes of numbers, the tensors, the storages' names.
+            for most in (2**127, 2**16, 2**16, size, size):
+                _check_names(path, content, most, wrong)
+    if tarfile.is_tarfile(path):  # in a still older form, which torch would unpack to a folder
+        raise UserError(f"{path}: {wrong} (a tar archive)")
 
 
 def load_foreign_weights(path: Path, largest: int) -> Any:
     """The content of a weights file that another project made with ``torch.save``, on the CPU.
 
-    Files in the form that torch used before 1.6 cannot be looked through first; of them the size alone is checked.
-
     Raises:
-        UserError: see :func:`check_torch_file`, or it is no such file.
+        UserError: see :func:`check_torch_file`; files in the form that torch used before 1.6 are looked through too.
     """
+    wrong = "not a file of weights"
     with open_file(path) as file:
         zipped = file.read(4) == b"PK\x03\x04"
         size = size_of(file)
     if size > largest:
         raise UserError(f"{path}: {size} bytes; at most {largest} are read")
     if zipped:
-        check_torch_file(path, largest, "not a file of weights")
+        check_torch_file(path, largest, wrong)
+    else:
+        _check_old_file(path, wrong)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except TORCH_DAMAGE as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: not a file of weights ({line})") from None
+        raise UserError(f"{path}: {wrong} ({line})") from None

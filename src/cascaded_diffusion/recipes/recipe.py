@@ -113,6 +113,8 @@ def parse_overrides(settings: Sequence[str]) -> list[tuple[list[str], Any]]:
     parsed = []
     for setting in settings:
         path, equals, value = setting.partition("=")
+        if any(0xD800 <= ord(letter) < 0xE000 for letter in path):  # bytes on the command line that are no UTF-8
+            raise UserError(f"--set: {setting!r} is not valid text (UTF-8)")
         if not equals or not path.strip() or not all(path.split(".")):
             raise UserError(f"--set: {setting!r} is not of the form key.path=value")
         parsed.append((path.strip().split("."), parse_yaml(value, f"--set: the value of {shorten(setting)}")))
