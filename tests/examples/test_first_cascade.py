@@ -33,7 +33,7 @@ def test_no_output_is_stored() -> None:
 
 @pytest.mark.slow
 def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a kernel of this interpreter, whatever kernels the user has installed, over Unix sockets: no port is opened."""
+    """In a kernel of this interpreter, whatever kernels the user has, over Unix sockets: no port is opened."""
     source = str(Path(cascaded_diffusion.__file__).parents[1])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -67,9 +67,14 @@ def test_a_failure_is_raised_where_the_part_is_taken(workers: int) -> None:
 
 def test_leaving_in_the_middle_ends_the_threads() -> None:
     before = threading.active_count()
-    with pytest.raises(KeyboardInterrupt), Feed(list, PARTS, workers=4) as feed:
-        feed.take()
-        raise KeyboardInterrupt
+
+    def leave() -> None:
+        with Feed(list, PARTS, workers=4) as feed:
+            feed.take()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        leave()
     assert threading.active_count() == before
 
 

@@ -13,10 +13,11 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 from types import FrameType
-from typing import IO, Any
+from typing import IO
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
@@ -119,7 +120,7 @@ def _child(name: str, count: int, number: int, limits: tuple[int, float], folder
             tell("at")
             outcome = try_once(target, content, seconds)
             kind = outcome if outcome in ("taken", "refused") else "wrong"
-            tell(kind, outcome, content.hex() if kind == "wrong" else "")
+            tell(kind, str(outcome), content.hex() if kind == "wrong" else "")
 
         round_ = 0
         while rest > 0:
@@ -129,7 +130,7 @@ def _child(name: str, count: int, number: int, limits: tuple[int, float], folder
 
 
 @contextlib.contextmanager
-def _forked(*arguments: Any) -> Iterator[IO[str]]:
+def _forked(child_of: Callable[[int], None]) -> Iterator[IO[str]]:
     """What a child process tells; it is gone at the end."""
     read, write = os.pipe()
     sys.stdout.flush()
@@ -140,7 +141,7 @@ def _forked(*arguments: Any) -> Iterator[IO[str]]:
         try:
             os.close(read)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders complain there
-            _child(*arguments, write)
+            child_of(write)
         finally:
             os._exit(0)
     os.close(write)
@@ -167,8 +168,9 @@ def explore(name: str, inputs: int, number: int = 0, *, memory: int = 2**30, sec
     while found.tried < inputs and len(found.wrong) < _ENOUGH:
         with tempfile.TemporaryDirectory(prefix="fuzz-") as place:
             folder = Path(place).resolve()
-            wanted = (name, inputs - found.tried, number + 7919 * len(found.wrong), (memory, seconds), folder)
-            with _forked(*wanted) as told:
+            rest, at = inputs - found.tried, number + 7919 * len(found.wrong)
+            child = partial(_child, name, rest, at, (memory, seconds), folder)
+            with _forked(child) as told:
                 outcome = _follow(found, told, _PATIENCE)
             if outcome is None:
                 break

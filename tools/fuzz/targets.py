@@ -26,6 +26,7 @@ from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.evaluation import reference
 from cascaded_diffusion.evaluation.classifier import load_classifier
 from cascaded_diffusion.evaluation.scores import read_scores, table
+from cascaded_diffusion.evaluation.statistics import FeatureStatistics
 from cascaded_diffusion.reading.torch_file import load_foreign_weights
 from cascaded_diffusion.recipes.packaged import read_packaged
 from cascaded_diffusion.recipes.recipe import load_recipe, parse_overrides, stage_config
@@ -303,7 +304,7 @@ def _reference(folder: Path) -> Target:
     split, key = data.split("train"), "0" * 64
     path = folder / f"reference-{key}.npz"
     features = torch.zeros(len(split), 3)
-    known = (reference.FeatureStatistics.empty(3).add(features), features, torch.zeros(len(split), dtype=torch.int64))
+    known = (FeatureStatistics.empty(3).add(features), features, torch.zeros(len(split), dtype=torch.int64))
     reference._write(path, key, known)
     return _file_target(path, bytes_of.zipped, lambda: reference._read(path, key, split, True))
 
