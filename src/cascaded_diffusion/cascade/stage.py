@@ -20,7 +20,7 @@ from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import open_as_usual, read_json, write_json
 from cascaded_diffusion.networks.unet import NetworkConfig, UNet
 from cascaded_diffusion.reading.plain import refuse_outside
-from cascaded_diffusion.reading.tensors import TensorFacts, check_fit, read_tensors
+from cascaded_diffusion.reading.tensors import TensorFacts, check_fit, read_tensors, without_memory
 from cascaded_diffusion.training.config import TrainingConfig
 
 __all__ = ["Stage", "StageConfig", "StageRecipe", "build_network", "empty_network", "fill_network", "load_weights"]
@@ -112,7 +112,7 @@ class StageConfig(StageRecipe):
 
 def empty_network(config: StageConfig) -> UNet:
     """The stage's U-Net without memory for its weights, to compare with a file before any is taken."""
-    with torch.device("meta"):
+    with without_memory():
         return build_network(config)
 
 

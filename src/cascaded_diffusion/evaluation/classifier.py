@@ -19,7 +19,7 @@ from cascaded_diffusion.config import ClassNames, Facts, StrictModel, explain
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import new_folder, open_as_usual, read_json, sha256_of, write_json
 from cascaded_diffusion.reading.plain import refuse_outside
-from cascaded_diffusion.reading.tensors import read_tensors
+from cascaded_diffusion.reading.tensors import read_tensors, without_memory
 
 __all__ = [
     "Classifier",
@@ -190,7 +190,7 @@ def load_classifier(folder: Path) -> Classifier:
     path = folder / _WEIGHTS
     if path.stat().st_size > _LARGEST_FILE:
         raise UserError(f"{path}: {path.stat().st_size} bytes; at most {_LARGEST_FILE} are read")
-    with torch.device("meta"):  # no memory is taken before the file is known to hold what fills it
+    with without_memory():  # no memory is taken before the file is known to hold what fills it
         classifier = Classifier(config)
     own = classifier.state_dict()
     weights = {key: value.to(own[key].dtype) for key, value in read_tensors(path, own).items()}

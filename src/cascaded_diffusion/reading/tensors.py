@@ -7,7 +7,8 @@ bounded, may name nothing twice, and must hold what the network takes before mem
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +16,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.reading.json_text import parse_json
 from cascaded_diffusion.reading.plain import open_file, size_of
 
-__all__ = ["TensorFacts", "check_fit", "read_header", "read_tensors"]
+__all__ = ["TensorFacts", "check_fit", "read_header", "read_tensors", "without_memory"]
 
 _LARGEST_HEADER = 8 * 2**20
 _LONGEST_NAME = 512
@@ -43,6 +45,23 @@ class TensorFacts(NamedTuple):
     def floating(self) -> bool:
         """Whether it holds floating-point numbers."""
         return self.dtype in _FLOATS
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out random initial values: drawn for tensors without memory they are nothing, but import half of torch."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """``func`` of its arguments, or the first of them if it would fill that one with random numbers."""
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"):
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Networks built in this block have tensors with shapes and no memory, to compare a file with."""
+    with torch.device("meta"), _Unfilled():
+        yield
 
 
 def read_header(path: Path) -> dict[str, TensorFacts]:
