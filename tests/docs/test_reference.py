@@ -34,10 +34,8 @@ def _tables(page: str) -> dict[str, Rows]:
             title = heading[1]
             found[title] = {}
         elif line.startswith("| ") and not line.startswith("| ---"):
-            cells = [
-                re.sub(r"</?code>", "", cell).strip()
-                for cell in line.removeprefix("| ").removesuffix(" |").split(" | ")
-            ]
+            inside = line.removeprefix("| ").removesuffix(" |")
+            cells = [re.sub(r"</?code>", "", cell).strip() for cell in inside.split(" | ")]
             found[title][cells[0].partition(" ")[0].rstrip(",")] = cells
     return found
 
