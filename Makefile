@@ -2,6 +2,7 @@
 #   make demo     train a tiny cascade, sample the shipped one, write out/demo/report.html
 #   make test     the whole test suite
 #   make torture  kill commands at random moments and compare what they end with; KILLS=50 of every case
+#   make fuzz     try every reader of files with hostile ones; FUZZ_INPUTS=10000 for each
 #   make test-ui  the tests of the page (cdm ui), its path in a browser among them; finds or installs a Chromium
 #   make lint     ruff and mypy
 #   make format   let ruff rewrite the sources
@@ -15,6 +16,8 @@ WORKERS ?= 2
 PYTEST_ARGS ?=
 KILLS ?= 50
 TORTURE_ARGS ?=
+FUZZ_INPUTS ?= 10000
+FUZZ_ARGS ?=
 
 VENV_PYTHON := .venv/bin/python
 # pip talks on a terminal, where somebody waits for a download, and is quiet elsewhere.
@@ -22,7 +25,7 @@ PIP_INSTALL := $(VENV_PYTHON) -m pip install --disable-pip-version-check --no-in
                $(if $(MAKE_TERMOUT),,--quiet) --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test torture lint format docs docs-serve test-ui clean
+.PHONY: help demo test torture fuzz lint format docs docs-serve test-ui clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -35,6 +38,9 @@ test: .venv/.dev
 
 torture: .venv/.dev
 	$(VENV_PYTHON) tools/torture.py --kills $(KILLS) $(TORTURE_ARGS)
+
+fuzz: .venv/.dev
+	PYTHONPATH=tools OMP_NUM_THREADS=1 $(VENV_PYTHON) -m fuzz --inputs $(FUZZ_INPUTS) $(FUZZ_ARGS)
 
 test-ui: .venv/.dev
 	@chromium=$$(tools/find_chromium.sh) && \
