@@ -40,7 +40,7 @@ def test_what_is_wrong_is_told_before_the_work(
         ((cascade, "user/three", "--scores", tmp_path / "other.json"), "other.json: not a scores file"),
         (
             ("nowhere", "user/three"),
-            "cascade: 'nowhere' is not user/name on the hub, and neither a folder nor packaged (demo)",
+            "cascade: 'nowhere' is neither a folder nor packaged (demo)",
         ),
     ]:
         assert words in refused("push", *arguments)

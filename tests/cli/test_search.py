@@ -150,7 +150,7 @@ def test_a_packaged_cascade_is_not_changed(
         result = done("search", name, *common, *SHORT)
         assert contents(own) == before
         assert result.out.splitlines()[-1].startswith("out/cascade: a copy with the default sr16: ")
-        assert result.out.splitlines()[-1].endswith("; a packaged cascade is not changed")
+        assert result.out.splitlines()[-1].endswith("; the cascade itself is not changed")
     assert Cascade.from_pretrained(here / "out" / "cascade").defaults["sr16"].steps == 2
 
 
@@ -159,7 +159,7 @@ def test_a_packaged_cascade_is_not_changed(
     [
         ("--stage sr17", "stage: no stage 'sr17' in this cascade; allowed: base8, sr16, sr32 or all"),
         ("--stage sr16 --s 0,0.9", "s: 0.9 for sr16 is out of range; allowed 0 to 0.8"),
-        ("--stage sr16 --s -0.1", "s: -0.1 for sr16 is out of range; allowed 0 to 0.8"),
+        ("--stage sr16 --s -0.1", "s.0: Input should be greater than or equal to 0 (given: -0.1)"),
         ("--stage sr16 --s 0,much", "--s: 'much' is not a number"),
         ("--stage sr16 --s 0,,0.1", "--s: '0,,0.1' has an empty entry"),
         ("--stage base8 --s 0.1", "s: cannot be swept: base8 is a base stage and has no s"),
@@ -170,7 +170,7 @@ def test_a_packaged_cascade_is_not_changed(
         ("--stage sr16 --steps 5,x", "--steps: 'x' is not allowed; give numbers from 1, or ddimN"),
         ("--stage sr32 --endpoints 1e-4:0.02", "endpoints: cannot be swept: sr32 was trained with cosine T=20"),
         ("--stage sr16 --endpoints 1e-4", "--endpoints: '1e-4' is not a pair FIRST:LAST"),
-        ("--stage sr16 --guidance 200", "guidance: 200.0 for sr16 is out of range"),
+        ("--stage sr16 --guidance 200", "guidance.0: Input should be less than or equal to 100 (given: 200.0)"),
         ("--stage sr16 --split test", "no split 'test'"),
         ("--stage sr16 --num 1", "'1'; allowed: whole numbers from 2"),
         ("--stage sr16 --precision fp8", "--precision: 'fp8' is not known"),

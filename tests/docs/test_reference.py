@@ -81,7 +81,7 @@ def test_a_row_says_all_there_is_to_say(recipes: dict[str, Rows]) -> None:
     field = TrainingConfig.model_fields["class_dropout"]
     row = recipes["TrainingConfig"]["class_dropout"]
     assert row[1:] == ["number, from 0, below 1", "0.0", field.description]
-    assert recipes["TrainingConfig"]["grad_clip"][1:3] == ["number, above 0; or null", "1.0"]
+    assert recipes["TrainingConfig"]["grad_clip"][1:3] == ["number, above 0, at most 1000000000.0; or null", "1.0"]
     assert recipes["TrainingConfig"]["decay"][1] == "constant or linear or cosine"
     assert recipes["Recipe"]["stages"][2] == "**required**"
     assert recipes["ScheduleConfig"]["continuous"][1:3] == ["true or false", "false"]

@@ -98,7 +98,10 @@ SETTINGS = [
     ),
     ("stages.base8.resolution=1000000000", "stages.base8.resolution: & less than or equal to 4096"),
     ("stages.base8.training.batch_size=1e12", "stages.base8.training.batch_size: & less than or equal to 1000000"),
-    ("stages.base8.training.images=0x" + "f" * 900, "stages.base8.training.images: & given: about 10^1084"),
+    (
+        "stages.base8.training.images=0x" + "f" * 900,
+        "stages.base8.training.images & a whole number of 3600 bits, at most 64 are read",
+    ),
     (
         "stages.base8.diffusion.noise_schedule.timesteps=1e9",
         "stages.base8.diffusion.noise_schedule.timesteps: & 1000000",
@@ -227,7 +230,7 @@ def test_a_million_stages(path: Path) -> None:
     path.write_text("name: mine\nstages: [" + "{}, " * 20_000 + "{}]")
     with pytest.raises(UserError) as caught:
         load_recipe(str(path))
-    _check(str(caught.value), "stages: 20,001 entries; at most 16 are allowed")
+    _check(str(caught.value), "more than 20000 values")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from torch import Tensor
 from cascaded_diffusion.cascade.stage import StageConfig
 from cascaded_diffusion.data.prepared import PreparedData
 from cascaded_diffusion.training.batches import BatchSource
-from cascaded_diffusion.training.checkpoint import checkpoint_folders, load_optimizer
+from cascaded_diffusion.training.checkpoint import checkpoint_folders
 from cascaded_diffusion.training.guard import Guard
 from cascaded_diffusion.training.loop import read_metrics, train
 from cascaded_diffusion.training.state import TrainingState
@@ -138,7 +138,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 def _contents(folder: Path) -> dict[str, Tensor]:
     tensors = {f"{p.name}/{k}": v for p in folder.glob("*.safetensors") for k, v in load_file(p).items()}
-    moments = load_optimizer(folder)["state"]
+    moments = torch.load(folder / "optimizer.pt", weights_only=True)["state"]
     return tensors | {f"{i}/{key}": value for i, state in moments.items() for key, value in state.items()}
 
 
@@ -268,8 +268,8 @@ def test_nothing_that_is_not_finite_is_saved(
     monkeypatch.setattr(Trainer, "step", step)
     config = base_config(training={"checkpoint_every": 16})
     words = {
-        "weight": r"stem\.\w+",
-        "average": r"the average 64 of stem\.\w+",
+        "weight": r"\w+\.\S+",
+        "average": r"the average 64 of \w+\.\S+",
         "moment": r"the optimizer's exp_avg_sq of",
     }
     with pytest.raises(RuntimeError, match=rf"base8: {words[where]}.* is not finite after 48 images") as caught:

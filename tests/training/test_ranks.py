@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cascaded_diffusion.cascade.stage import StageConfig
-from cascaded_diffusion.training.checkpoint import checkpoint_folders, load_optimizer, read_checkpoint
+from cascaded_diffusion.training.checkpoint import checkpoint_folders, read_checkpoint
 from cascaded_diffusion.training.loop import read_metrics
 
 Configure = Callable[..., StageConfig]
@@ -77,7 +77,7 @@ def _tensors(run: Path, images: int) -> dict[str, Tensor]:
     found = {
         f"{path.name}/{name}": value for path in folder.glob("*.safetensors") for name, value in load_file(path).items()
     }
-    moments = load_optimizer(folder)["state"]
+    moments = torch.load(folder / "optimizer.pt", weights_only=True)["state"]
     return found | {f"{i}/{key}": value for i, state in moments.items() for key, value in state.items()}
 
 

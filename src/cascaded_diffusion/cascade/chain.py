@@ -69,8 +69,8 @@ def find_cascade(
     close = difflib.get_close_matches(str(name), list(packaged), n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     raise UserError(
-        f"cascade: {str(name)!r} is not user/name on the hub, and neither a folder nor packaged "
-        f"({', '.join(packaged) or 'none'}){hint}"
+        f"cascade: {str(name)!r} is neither a folder nor packaged ({', '.join(packaged) or 'none'}){hint}; "
+        "on the hub, names have the form user/name"
     )
 
 

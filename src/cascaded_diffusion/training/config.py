@@ -59,6 +59,7 @@ class TrainingConfig(StrictModel):
     max_skipped_steps: int = Field(
         default=10,
         ge=0,
+        le=1_000_000,
         description="Steps in a row that are skipped because loss or gradient is not finite; one more ends the run.",
     )
     class_dropout: float = Field(
