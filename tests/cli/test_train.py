@@ -157,8 +157,8 @@ def test_full_disk(
     result = cdm("train", recipe, *options)
     assert result.status == 1
     assert result.err.splitlines()[-1] == (
-        "cdm: base8: the state after 64 images could not be saved (No space left on device); the checkpoint at 32 images "
-        "stands, 32 images of training are not in it (cdm --traceback ... shows where)"
+        "cdm: base8: the state after 64 images could not be saved (No space left on device); the checkpoint at 32 "
+        "images stands, 32 images of training are not in it (cdm --traceback ... shows where)"
     )
     names = sorted(folder.name for folder in (run / "checkpoints").iterdir() if not folder.name.startswith("."))
     assert names == ["000000000016", "000000000032"]

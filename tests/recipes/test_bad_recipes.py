@@ -100,7 +100,7 @@ SETTINGS = [
     ("stages.base8.training.batch_size=1e12", "stages.base8.training.batch_size: & less than or equal to 1000000"),
     (
         "stages.base8.training.images=0x" + "f" * 900,
-        "stages.base8.training.images & a whole number of 3600 bits, at most 64 are read",
+        "a whole number of 3600 bits, at most 64 are read",
     ),
     (
         "stages.base8.diffusion.noise_schedule.timesteps=1e9",
