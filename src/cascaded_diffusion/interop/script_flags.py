@@ -245,7 +245,7 @@ def _pairs(text: str) -> Mapping[str, str]:
             if not words or words[0].startswith("--"):
                 raise UserError(f"--flags: --{name} has no value; write --name value")
             value = words.pop(0)
-        if pairs.setdefault(name, value) is None:
+        if pairs.setdefault(name, value) != value:
             raise UserError(f"--flags: --{name} is given twice, as {pairs[name]} and as {value}")
     return pairs
 
