@@ -195,3 +195,12 @@ def test_parts_that_guided_diffusion_lacks_are_refused() -> None:
     network = UNet(NetworkConfig(channels=8, multipliers=(1,), patch=2), resolution=8, image_channels=3, out_channels=3)
     with pytest.raises(UserError, match="patch above 1"):
         translate_keys(network)
+
+
+def test_the_names_of_the_room_are_loaded_when_used() -> None:
+    from cascaded_diffusion import interop
+
+    assert interop.load_guided_diffusion is load_guided_diffusion
+    assert all(callable(getattr(interop, name)) for name in interop.__all__)
+    with pytest.raises(AttributeError, match="load_nothing"):
+        interop.load_nothing  # noqa: B018
