@@ -197,3 +197,10 @@ def test_uploads_cannot_fill_the_disk(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "kept/a.png").write_bytes(b"x" * 1500)
     assert through(guard(tmp_path), "/gradio_api/upload", "POST", b"x" * 400)[0] == 200
     assert through(guard(tmp_path), "/gradio_api/upload", "POST", b"x" * 600)[0] == 507
+
+
+def test_a_file_from_outside_does_not_reach_the_application(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("x")
+    assert through(guard(tmp_path), f"/gradio_api/file={tmp_path}/a.png", "GET", b"")[0] == 200
+    for name in ("/etc/passwd", "https://example.com/x.png", f"{tmp_path}/../secret"):
+        assert through(guard(tmp_path), f"/gradio_api/file={name}", "GET", b"")[0] == 403

@@ -54,19 +54,16 @@ def ui_command(
     if find_spec("gradio") is None:
         raise UserError("ui: the page needs Gradio, which is not installed; pip install 'cascaded-diffusion[ui]'")
 
-    from cascaded_diffusion.ui.server import DEFAULT_PORT, listen
+    from cascaded_diffusion.ui.server import listen
 
     with listen(host, port) as listening:
-        taken = listening.getsockname()[1]
-        if port is None and taken != DEFAULT_PORT:
-            typer.echo(f"port {DEFAULT_PORT} is in use, {taken} is taken instead", err=True)
-        _serve(listening, cascade, device, max_num)
+        _serve(listening, cascade, port, device, max_num)
 
 
-def _serve(listening: socket.socket, name: str, device: str | None, max_num: int) -> None:
+def _serve(listening: socket.socket, name: str, port: int | None, device: str | None, max_num: int) -> None:
     from cascaded_diffusion.cascade.chain import Cascade, packaged_cascades
     from cascaded_diffusion.precision import pick_device
-    from cascaded_diffusion.ui.server import address, is_loopback, own_folder, page_server
+    from cascaded_diffusion.ui.server import DEFAULT_PORT, address, is_loopback, own_folder, page_server
 
     tell_which("cascade", name, packaged_cascades())
     cascade = Cascade.from_pretrained(name).to(pick_device(device))
@@ -78,6 +75,8 @@ def _serve(listening: socket.socket, name: str, device: str | None, max_num: int
         studio = Studio(cascade, page_limits(cascade, max_num), Origin(name, device), folder)
         loopback = is_loopback(listening)
         server = page_server(studio, Path(name).resolve().name, folder, loopback=loopback)
+        if port is None and listening.getsockname()[1] != DEFAULT_PORT:
+            typer.echo(f"port {DEFAULT_PORT} is in use, another is taken", err=True)
         if not loopback:
             where = listening.getsockname()[0]
             typer.echo(f"{where}: whoever reaches this machine can use the page; it asks for no password", err=True)
