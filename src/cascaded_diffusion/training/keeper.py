@@ -58,7 +58,9 @@ class Keeper:
                 self._whole.add(found.folder)
             if current_ranks().is_main:
                 state = self._state
-                self._log = stack.enter_context(follow(self._run, state.config, state.images, self._trackers))
+                self._log = stack.enter_context(
+                    follow(self._run, state.config, state.images, self._trackers, check=self._check)
+                )
             yield
 
     @property
@@ -70,7 +72,6 @@ class Keeper:
         """Write a line of metrics.jsonl."""
         if self._log is not None:
             try:
-                self._check()
                 self._log.write(metrics)
             except OSError as error:
                 _LOG.warning("metrics.jsonl: cannot be written (%s); the line waits for the next", reason(error))

@@ -7,7 +7,7 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -191,8 +191,9 @@ class MetricsLog:
         waiting: lines that could not be written yet; the next write tries them again.
     """
 
-    def __init__(self, run: Path, images: int) -> None:
-        self._path = run / METRICS_FILE
+    def __init__(self, run: Path, images: int, check: Callable[[], None] = lambda: None) -> None:
+        """``check`` is called before each write, and raises ``OSError`` if it must not be."""
+        self._path, self._check = run / METRICS_FILE, check
         self._size = 0
         self.waiting: list[bytes] = []
         if self._path.exists():
@@ -216,6 +217,7 @@ class MetricsLog:
         """Write the lines that wait; ``OSError`` if they cannot be written."""
         if not self.waiting:
             return
+        self._check()
         is_new = not self._path.exists()
         with os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
             start = min(self._size, file.seek(0, os.SEEK_END))

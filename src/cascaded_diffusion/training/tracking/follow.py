@@ -168,7 +168,13 @@ def pixels_of(file: Path | IO[bytes]) -> np.ndarray:
 
 @contextlib.contextmanager
 def follow(
-    run: Path, config: StageConfig, images: int, trackers: Sequence[str] = (), *, note: Note = to_stderr
+    run: Path,
+    config: StageConfig,
+    images: int,
+    trackers: Sequence[str] = (),
+    *,
+    check: Callable[[], None] = lambda: None,
+    note: Note = to_stderr,
 ) -> Iterator[RunLog]:
     """Open the log of a run that begins or goes on at ``images``, and the trackers on the main process alone.
 
@@ -179,12 +185,13 @@ def follow(
         config: the stage; all of it is told, class names included.
         images: images seen.
         trackers: names, from :data:`TRACKERS`.
+        check: called before each write to the log; raises ``OSError`` if it must wait.
         note: called with a line for a person.
 
     Raises:
         UserError: a tracker is not known or not installed, or ``tracking.json`` is damaged.
     """
-    log = MetricsLog(run, images)
+    log = MetricsLog(run, images, check)
     names = check_trackers(trackers) if current_ranks().is_main else ()
     channels = [Channel(name, run, images=images, note=note) for name in names]
     try:
