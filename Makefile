@@ -2,6 +2,10 @@
 #   make demo     train a tiny cascade, sample the shipped one, write out/demo/report.html
 #   make test     the whole test suite
 #   make torture  kill commands at random moments and compare what they end with; KILLS=50 of every case
+#   make mutation change one thing at a time in the mathematics: does a test notice? Half an hour on one core
+#   make coverage the whole test suite, and which lines and branches of the package it does not reach
+#   make audit    look the pinned packages up among known vulnerabilities (asks a service on the network)
+#   make lock     write requirements.lock, the hashes of the pinned packages, from constraints.txt
 #   make lint     ruff and mypy
 #   make format   let ruff rewrite the sources
 #   make clean    remove .venv, caches and out/
@@ -12,6 +16,7 @@ WORKERS ?= 2
 PYTEST_ARGS ?=
 KILLS ?= 50
 TORTURE_ARGS ?=
+MUTATION_ARGS ?=
 
 VENV_PYTHON := .venv/bin/python
 # pip talks on a terminal, where somebody waits for a download, and is quiet elsewhere.
@@ -33,6 +38,23 @@ test: .venv/.dev
 torture: .venv/.dev
 	$(VENV_PYTHON) tools/torture.py --kills $(KILLS) $(TORTURE_ARGS)
 
+.PHONY: mutation coverage audit lock
+
+mutation: .venv/.dev
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) tools/mutation.py $(MUTATION_ARGS)
+
+coverage: .venv/.dev
+	rm -f .coverage .coverage.*
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m coverage run -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+	$(VENV_PYTHON) -m coverage combine --quiet
+	$(VENV_PYTHON) -m coverage report --fail-under=90 --skip-covered --show-missing
+
+audit:
+	@PYTHON=$(PYTHON) tools/audit.sh
+
+lock: .venv/.core
+	$(VENV_PYTHON) tools/make_lock.py
+
 lint: .venv/.dev
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m ruff format --check .
@@ -43,7 +65,7 @@ format: .venv/.dev
 	$(VENV_PYTHON) -m ruff format .
 
 clean:
-	rm -rf .venv out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-audit .coverage .coverage.* out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -exec rm -rf {} +
 
 # A stamp tells that its dependencies are installed from the pins as they now stand. The build backend is pinned too,
