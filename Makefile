@@ -50,7 +50,7 @@ coverage: .venv/.dev
 	$(VENV_PYTHON) -m coverage report --fail-under=90 --skip-covered --show-missing
 
 audit:
-	@PYTHON=$(PYTHON) tools/audit.sh
+	@$(PYTHON) tools/audit.py
 
 lock: .venv/.core
 	$(VENV_PYTHON) tools/make_lock.py
