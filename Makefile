@@ -4,6 +4,10 @@
 #   make torture  kill commands at random moments and compare what they end with; KILLS=50 of every case
 #   make fuzz     try every reader of files with hostile ones; FUZZ_INPUTS=10000 for each
 #   make test-ui  the tests of the page (cdm ui), its path in a browser among them; finds or installs a Chromium
+#   make mutation change one thing at a time in the mathematics: does a test notice? Half an hour on one core
+#   make coverage the whole test suite, and which lines and branches of the package it does not reach
+#   make audit    look the pinned packages up among known vulnerabilities (asks a service on the network)
+#   make lock     write requirements.lock, the hashes of the pinned packages, from constraints.txt
 #   make lint     ruff and mypy
 #   make format   let ruff rewrite the sources
 #   make docs     build the documentation site into build/site, warnings are errors
@@ -18,6 +22,7 @@ KILLS ?= 50
 TORTURE_ARGS ?=
 FUZZ_INPUTS ?= 10000
 FUZZ_ARGS ?=
+MUTATION_ARGS ?=
 
 VENV_PYTHON := .venv/bin/python
 # pip talks on a terminal, where somebody waits for a download, and is quiet elsewhere.
@@ -46,6 +51,23 @@ test-ui: .venv/.dev
 	@chromium=$$(tools/find_chromium.sh) && \
 	  OMP_NUM_THREADS=1 CDM_CHROMIUM="$$chromium" $(VENV_PYTHON) -m pytest tests/ui tests/cli/test_ui.py $(PYTEST_ARGS)
 
+.PHONY: mutation coverage audit lock
+
+mutation: .venv/.dev
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) tools/mutation.py $(MUTATION_ARGS)
+
+coverage: .venv/.dev
+	rm -f .coverage .coverage.*
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m coverage run -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+	$(VENV_PYTHON) -m coverage combine --quiet
+	$(VENV_PYTHON) -m coverage report --fail-under=90 --skip-covered --show-missing
+
+audit:
+	@$(PYTHON) tools/audit.py
+
+lock: .venv/.core
+	$(VENV_PYTHON) tools/make_lock.py
+
 lint: .venv/.dev
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m ruff format --check .
@@ -65,7 +87,7 @@ docs-serve: .venv/.dev
 	$(VENV_PYTHON) -m mkdocs serve --dev-addr 127.0.0.1:8000
 
 clean:
-	rm -rf .venv out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-audit .coverage .coverage.* out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests tools benchmarks -name __pycache__ -type d -exec rm -rf {} +
 
 # A stamp tells that its dependencies are installed from the pins as they now stand. The build backend is pinned too,

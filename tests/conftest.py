@@ -5,11 +5,14 @@ Session-scoped folders are shared between tests: read them, copy them, never wri
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+import ipaddress
 import os
 import resource
 import signal
+import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -46,6 +49,45 @@ def _one_thread() -> None:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads or fills the user's cache; processes that tests start inherit this one."""
     os.environ["CASCADED_DIFFUSION_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+def _is_here(host: object) -> bool:
+    """Whether a host is this machine, by number or by name."""
+    if host in (None, "", "localhost", socket.gethostname()):
+        return True
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(str(host).partition("%")[0])
+        return address.is_loopback or address.is_unspecified
+    return False
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_network() -> Iterator[None]:
+    """No test reaches another machine: it fails where it tries to, whatever the code under test would make of that."""
+    patch = pytest.MonkeyPatch()
+    connect, connect_ex, look_up = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
+
+    def check(host: object) -> None:
+        if not _is_here(host):
+            pytest.fail(f"a test reaches for {host!r} on the network", pytrace=True)
+
+    def checked_connect(self: socket.socket, address: Any) -> None:
+        check(address[0] if isinstance(address, tuple) else None)  # anything else is a path or a number in here
+        connect(self, address)
+
+    def checked_connect_ex(self: socket.socket, address: Any) -> int:
+        check(address[0] if isinstance(address, tuple) else None)
+        return connect_ex(self, address)
+
+    def checked_look_up(host: Any, *arguments: Any, **options: Any) -> Any:
+        check(host.decode() if isinstance(host, bytes) else host)
+        return look_up(host, *arguments, **options)
+
+    patch.setattr(socket.socket, "connect", checked_connect)
+    patch.setattr(socket.socket, "connect_ex", checked_connect_ex)
+    patch.setattr(socket, "getaddrinfo", checked_look_up)
+    yield
+    patch.undo()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -201,7 +201,12 @@ def _child(order: Order, rank: int, environment: dict[str, str]) -> None:
         os.environ.update(environment)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         count = _watch_files(order) if rank == 0 else lambda: 0
+        import torch
+
         from cascaded_diffusion.cli.app import main
+
+        # torch replaces a pool of threads that it finds after a fork; two threads that come upon it at once would fail.
+        torch.set_num_threads(1)
 
         try:
             main(list(order.arguments))
