@@ -211,8 +211,8 @@ def saved_stage(tmp_path: Path, base_config: Configure, random_stage: Callable[.
 @pytest.mark.parametrize(
     "key, value, words",
     [
-        ("network.channels", 8192, "tensors missing for this config.json"),
-        ("network.multipliers", [64], "tensors missing for this config.json"),
+        ("network.channels", 8192, "model.safetensors: tensors "),
+        ("network.multipliers", [64], "model.safetensors: tensors "),
         ("network.channels", 10**9, "network.channels: "),
         ("network.blocks", 10**9, "network.blocks"),
         ("network.multipliers", [1] * 99, "network.multipliers: "),

@@ -101,7 +101,7 @@ def test_a_manifest_cannot_point_elsewhere(folder: Path) -> None:
 
 
 def test_files_elsewhere_are_not_read(folder: Path, tmp_path: Path) -> None:
-    for name in ("train/images_8.npy", "val/labels.npy", "manifest.json"):
+    for name in ("train/images_8.npy", "train/labels.npy", "manifest.json"):
         path = folder / name
         path.rename(tmp_path / "elsewhere")
         path.symlink_to(tmp_path / "elsewhere")

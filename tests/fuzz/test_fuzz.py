@@ -62,7 +62,7 @@ def test_what_kills_or_fills_the_process_is_found_and_the_rest_is_tried(monkeypa
                 os._exit(9)
             return bytearray(2**31) if content == b"fill" else None
 
-        return Target((b"ok",), lambda rng, valid: rng.choice((b"die", b"fill", b"ok", b"fine")), read)
+        return Target((b"ok",), lambda rng, valid: rng.choice((b"ok", b"fine", b"fill", b"die")), read)
 
     monkeypatch.setitem(TARGETS, "faulty", die)
     found = explore("faulty", 60, 0)

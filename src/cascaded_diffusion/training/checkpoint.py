@@ -38,6 +38,7 @@ WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.pt"
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+_LONGEST_NAME = 255  # bytes; no file system here takes a longer one, and asking for it is an error of the system's
 _NAME = re.compile("[0-9]{1,18}")
 _MOMENTS, _TENSOR_OVERHEAD, _FILE_OVERHEAD = 2, 2048, 2**20
 """What Adam keeps of each parameter in float32, and the most bytes that names add for each tensor and for the file."""
@@ -140,8 +141,8 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
             raise UserError(f"{folder / MANIFEST}: {name} is not in its list of files")
     for name, expected in files.items():
         path = folder / name
-        if Path(name).name != name or not path.is_file():
-            raise UserError(f"{path}: missing from the checkpoint")
+        if len(name.encode()) > _LONGEST_NAME or Path(name).name != name or not path.is_file():
+            raise UserError(f"{folder / name[:_LONGEST_NAME]}: missing from the checkpoint")
         refuse_outside(folder.parent.parent, path)
         if sha256_of(path) != expected:
             raise UserError(f"{path}: damaged (its SHA-256 is not the manifest's)")
