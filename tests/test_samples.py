@@ -96,3 +96,30 @@ def test_grey_as_rgb(images: np.ndarray) -> None:
     assert to_rgb(grey).shape == (4, 5, 5, 3)
     assert all(np.array_equal(to_rgb(grey)[..., i], grey[..., 0]) for i in range(3))
     assert to_rgb(images) is images
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "..",
+        ".",
+        "",
+        " ",
+        "../../x",
+        "/etc",
+        "a\0b",
+        "C:\\x",
+        "x" * 1000,
+        "𝔘" * 300,
+        "a\nb",
+        "\x7f",
+        ". .",
+        "\udc80",
+        "-",
+    ],
+)
+def test_a_class_folder_is_one_short_name_inside(tmp_path: Path, name: str) -> None:
+    folder = class_folder(name)
+    assert len(folder.encode()) <= 200
+    assert (tmp_path / folder).resolve().parent == tmp_path.resolve()
+    (tmp_path / folder).mkdir()

@@ -212,3 +212,21 @@ def test_schedules_matter_to_gaussian_stages_that_may_be_truncated(
     check_chain([base, sr_config()], truncated=False)
     check_chain([base, sr_config(conditioning={"augmentation": "blur"})])
     check_chain([base, sr_config(conditioning={"augmentation": "none"})])
+
+
+def test_links_that_lead_out_are_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "sr16").rename(tmp_path / "sr16")
+    (folder / "sr16").symlink_to(tmp_path / "sr16", target_is_directory=True)
+    with pytest.raises(UserError, match=r"sr16/config\.json: a link that leads out of"):
+        Cascade.from_pretrained(folder)
+    (folder / "sr16").unlink()
+    (tmp_path / "sr16").rename(folder / "sr16")
+    (folder / "cascade.json").rename(tmp_path / "elsewhere.json")
+    (folder / "cascade.json").symlink_to("../elsewhere.json")
+    with pytest.raises(UserError, match=r"cascade\.json: a link that leads out of"):
+        Cascade.from_pretrained(folder)
+
+
+def test_a_cascade_behind_a_link_is_opened(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(folder, target_is_directory=True)
+    assert list(Cascade.from_pretrained(tmp_path / "link").stages) == ["base8", "sr16"]

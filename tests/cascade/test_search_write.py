@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -109,3 +110,15 @@ def test_an_unfinished_search_chooses_nothing(folder: Path, record: SearchRecord
     unfinished = record.model_copy(update={"searched": (found.model_copy(update={"best": None}),)})
     with pytest.raises(ValueError, match="not finished"):
         write_best(folder, unfinished)
+
+
+def test_only_the_files_of_the_stages_are_copied(
+    folder: Path, record: SearchRecord, tmp_path: Path, frugal: Callable[..., str]
+) -> None:
+    """A stage's folder may hold anything beside its two files; a pipe would be waited for."""
+    os.mkfifo(folder / "sr8/pipe")
+    (tmp_path / "secret").write_text("s")
+    (folder / "sr8/link").symlink_to(tmp_path / "secret")
+    assert frugal(lambda: write_best_copy(folder, tmp_path / "copy", record)) == "read"
+    assert {path.name for path in (tmp_path / "copy/sr8").iterdir()} == {"config.json", "model.safetensors"}
+    Cascade.from_pretrained(tmp_path / "copy")

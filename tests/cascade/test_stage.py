@@ -200,3 +200,61 @@ def test_others_may_read_a_saved_stage(
     random_stage(base_config(8)).save(tmp_path / "stage")
     modes = {path.stat().st_mode for path in (tmp_path / "plain", *(tmp_path / "stage").iterdir())}
     assert len(modes) == 1
+
+
+@pytest.fixture
+def saved_stage(tmp_path: Path, base_config: Configure, random_stage: Callable[..., Stage]) -> Path:
+    random_stage(base_config()).save(tmp_path / "base8")
+    return tmp_path / "base8"
+
+
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("network.channels", 8192, "model.safetensors: tensors "),
+        ("network.multipliers", [64], "model.safetensors: tensors "),
+        ("network.channels", 10**9, "network.channels: "),
+        ("network.blocks", 10**9, "network.blocks"),
+        ("network.multipliers", [1] * 99, "network.multipliers: "),
+        ("network.multipliers", [1e308], "network.multipliers"),
+        ("network.patch", 10**9, "network.patch: "),
+        ("classes", 10**12, "classes: "),
+        ("classes", 10**6, "tensors "),
+    ],
+)
+def test_a_configuration_that_asks_for_terabytes_takes_no_memory(
+    saved_stage: Path, frugal: Callable[..., str], key: str, value: Any, words: str
+) -> None:
+    config = json.loads((saved_stage / "config.json").read_text())
+    *above, last = key.split(".")
+    (config[above[0]] if above else config)[last] = value
+    (saved_stage / "config.json").write_text(json.dumps(config | {"class_names": None}))
+    outcome = frugal(lambda: Stage.load(saved_stage))
+    assert outcome.startswith(f"UserError: {saved_stage}/")
+    assert words in outcome
+
+
+def test_an_opened_stage_has_memory_and_the_saved_weights(saved_stage: Path) -> None:
+    stage = Stage.load(saved_stage)
+    weights = load_file(saved_stage / "model.safetensors")
+    for name, value in stage.network.state_dict().items():
+        assert value.device.type == "cpu"
+        assert value.dtype == torch.float32
+        assert torch.equal(value, weights[name])
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_files_elsewhere_are_not_read(saved_stage: Path, name: str) -> None:
+    (saved_stage / name).rename(saved_stage.parent / "elsewhere")
+    (saved_stage / name).symlink_to("../elsewhere")
+    with pytest.raises(UserError, match=rf"{name}: a link that leads out of"):
+        Stage.load(saved_stage)
+
+
+def test_weights_that_are_not_finite_are_refused(saved_stage: Path) -> None:
+    path = saved_stage / "model.safetensors"
+    weights = load_file(path)
+    weights["stem.bias"][0] = float("nan")
+    save_file(weights, path)
+    with pytest.raises(UserError, match=r"model\.safetensors: stem\.bias holds values that are not finite"):
+        Stage.load(saved_stage)

@@ -1,4 +1,5 @@
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -131,3 +132,36 @@ def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
     first = open_archive(saved(tmp_path, arr_0=IMAGES), tmp_path).fingerprint
     assert open_archive(saved(tmp_path, arr_0=IMAGES), tmp_path).fingerprint == first
     assert open_archive(saved(tmp_path, arr_0=255 - IMAGES), tmp_path).fingerprint != first
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, frugal: Callable[..., str]) -> None:
+    path = tmp_path / "data.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("arr_0.npy", "w") as member:
+        np.lib.format.write_array_header_1_0(
+            member, {"descr": "|u1", "fortran_order": False, "shape": (2**9, 2**10, 2**10)}
+        )
+        for _ in range(2**9):
+            member.write(bytes(2**20))
+    assert "arr_0.npy: " in (outcome := frugal(lambda: open_archive(path, tmp_path)))
+    assert "bytes that unpack to 53687" in outcome
+    assert not (tmp_path / "pixels.npy").exists()
+
+
+def test_more_images_than_memory_has_room_for_are_refused(tmp_path: Path, frugal: Callable[..., str]) -> None:
+    """Of one pixel each; a list of them takes two hundred times as much memory as they do."""
+    path = tmp_path / "data.npz"
+    with zipfile.ZipFile(path, "w") as archive, archive.open("arr_0.npy", "w") as member:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (10_000_001, 1, 1)}
+        np.lib.format.write_array_header_1_0(member, header)
+        member.write(bytes(10_000_001))
+    assert "holds 10000001 images; at most 10000000" in frugal(lambda: open_archive(path, tmp_path))
+
+
+def test_one_hot_rows_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cascaded_diffusion.data.archive._BLOCK", 70)  # two rows of four float64
+    rows = np.eye(4)[[3, 0, 1, 1, 3]]
+    source = open_archive(saved(tmp_path, arr_0=IMAGES, arr_1=rows), tmp_path)
+    assert [item.label for item in source.items] == [3, 0, 1, 1, 3]
+    rows[4, 0] = 0.5
+    with pytest.raises(UserError, match="not one-hot"):
+        open_archive(saved(tmp_path, arr_0=IMAGES, arr_1=rows), tmp_path)

@@ -1,11 +1,16 @@
 import hashlib
 import io
+import os
+import struct
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from cascaded_diffusion.data import decoding
 from cascaded_diffusion.data.decoding import decode, image_suffixes, look
 from cascaded_diffusion.data.sources import Bad, Facts
 
@@ -205,3 +210,62 @@ def test_floating_point_and_32_bit_greys_are_bad(tmp_path: Path) -> None:
 def test_suffixes() -> None:
     assert {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".svg"} <= image_suffixes()
     assert not {".txt", ".json", ".csv", ".pdf", ".npz", ".mpg", ".h5", ""} & image_suffixes()
+
+
+def test_pipes_and_devices_are_bad_at_once(tmp_path: Path, frugal: Callable[..., str]) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for name, kind in (("pipe.png", "pipe"), ("zero.png", "device")):
+
+        def read(path: Path = tmp_path / name, kind: str = kind) -> None:
+            for result in (look(path, True), decode(path, 3)):
+                assert isinstance(result, Bad)
+                assert kind in result.reason
+
+        assert frugal(read) == "read"
+
+
+def test_wide_intermediate_numbers_are_never_there_for_the_whole_image(frugal: Callable[..., str]) -> None:
+    rgba = np.full((4000, 4000, 4), 100, np.uint8)
+    deep = np.full((4000, 8000), 257, np.uint16)
+
+    def convert() -> None:
+        assert decoding._by_rows(decoding._on_white, rgba).max() == 194
+        assert decoding._by_rows(decoding._from_16_bits, deep).max() == 1
+
+    assert frugal(convert) == "read"
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 100])
+def test_rows_at_once_do_not_matter(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    rgba = np.random.default_rng(0).integers(0, 256, (7, 9, 4), dtype=np.uint8)
+    monkeypatch.setattr(decoding, "_PIXELS_AT_ONCE", 9 * rows)
+    np.testing.assert_array_equal(decoding._by_rows(decoding._on_white, rgba), decoding._on_white(rgba))
+
+
+@pytest.mark.parametrize("form", ["png", "gif", "tiff", "webp", "bmp"])
+def test_a_header_that_claims_gigapixels_takes_no_memory(tmp_path: Path, frugal: Callable[..., str], form: str) -> None:
+    """The width and height in the header become 50,000 wherever a format keeps them."""
+    path = saved(tmp_path / f"a.{form}", Image.fromarray(np.tile(COLOUR, (2, 2, 1))))
+    content = path.read_bytes()
+    for kind in (">I", "<I", "<H", ">H"):
+        content = content.replace(struct.pack(kind, 18), struct.pack(kind, 50_000))
+        content = content.replace(struct.pack(kind, 12), struct.pack(kind, 50_000))
+    if form == "png":
+        content = content[:29] + struct.pack(">I", zlib.crc32(content[12:29])) + content[33:]
+    path.write_bytes(content)
+
+    def read() -> None:
+        assert isinstance(decode(path, 3), Bad)
+
+    assert frugal(read) == "read"
+
+
+def test_compressed_metadata_without_end_takes_no_memory(tmp_path: Path, frugal: Callable[..., str]) -> None:
+    bomb = zlib.compress(bytes(2**28))
+    for chunk in (b"iCCPx\0\0" + bomb, b"zTXtx\0\0" + bomb):
+        content = png_bytes()
+        extra = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        (tmp_path / "a.png").write_bytes(content[:33] + extra + content[33:])
+        # Pillow leaves out a profile that is too large, and refuses text that is.
+        assert frugal(lambda: decode(tmp_path / "a.png", 3)) == "read"

@@ -146,3 +146,36 @@ def test_the_real_data_set() -> None:
     assert data.images.shape == (70_000, 32, 32, 1)
     assert np.bincount(data.labels[:60_000]).tolist() == [6_000] * 10
     assert np.bincount(data.labels[60_000:]).tolist() == [1_000] * 10
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked(idx_folder: IdxFolder, frugal: Callable[..., str]) -> None:
+    folder = idx_folder()
+    path = folder / "train-images-idx3-ubyte.gz"
+    count = 500_000
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(struct.pack(">IIII", 0x803, count, 28, 28))
+        for _ in range(100):
+            file.write(bytes(count * 28 * 28 // 100))
+    outcome = frugal(lambda: load_idx_folder(folder))
+    assert "train-images-idx3-ubyte.gz: " in outcome
+    assert "bytes that unpack to 392000000; at most 100 times as many are read" in outcome
+
+
+@pytest.mark.parametrize(
+    "head",
+    [b"\x1f\x8b\x08\x08" + bytes(6) + b"x" * 200_000, b"\x1f\x8b\x08\x14" + bytes(6) + b"\x02\x00ab" + b"c" * 200_000],
+)
+def test_a_gzip_name_without_end_is_refused_at_once(idx_folder: IdxFolder, head: bytes) -> None:
+    folder = idx_folder()
+    (folder / "train-labels-idx1-ubyte.gz").write_bytes(head)
+    with pytest.raises(UserError, match=r"train-labels-idx1-ubyte.gz: unreadable IDX file \(a name in its gzip header"):
+        load_idx_folder(folder)
+
+
+def test_gigabytes_of_zeros_behind_the_content_are_refused_at_once(idx_folder: IdxFolder) -> None:
+    folder = idx_folder()
+    path = folder / "train-labels-idx1-ubyte.gz"
+    with path.open("r+b") as file:
+        file.truncate(2**34)
+    with pytest.raises(UserError, match=r"train-labels-idx1-ubyte.gz: 17179869184 bytes for the 12 that its header"):
+        load_idx_folder(folder)

@@ -1,4 +1,6 @@
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +98,33 @@ def test_a_manifest_cannot_point_elsewhere(folder: Path) -> None:
     path.write_text(json.dumps(value))
     with pytest.raises(UserError, match="files must list exactly"):
         PreparedData.open(folder)
+
+
+def test_files_elsewhere_are_not_read(folder: Path, tmp_path: Path) -> None:
+    for name in ("train/images_8.npy", "train/labels.npy", "manifest.json"):
+        path = folder / name
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(UserError, match=rf"{path.name}: a link that leads out of"):
+            PreparedData.open(folder)
+        path.unlink()
+        (tmp_path / "elsewhere").rename(path)
+    PreparedData.open(folder)
+
+
+def test_a_pipe_in_place_of_an_array_is_not_waited_for(folder: Path, frugal: Callable[..., str]) -> None:
+    path = folder / "train/labels.npy"
+    path.unlink()
+    os.mkfifo(path)
+    assert "labels.npy: missing from the prepared data" in frugal(lambda: PreparedData.open(folder))
+
+
+@pytest.mark.parametrize("count, words", [(2**40, "counts.train: "), (2**28, "not a whole .npy file")])
+def test_labels_without_end_take_no_memory(folder: Path, frugal: Callable[..., str], count: int, words: str) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["counts"]["train"] = count
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with (folder / "train/labels.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (count,)})
+        file.truncate(2**20)
+    assert words in frugal(lambda: PreparedData.open(folder))

@@ -98,3 +98,35 @@ def test_runs_are_compared_in_one_chart_whatever_they_are_called(tiny_runs: Mapp
 def test_the_settings_on_the_page_are_those_recorded(run: Path) -> None:
     raw = json.loads((run / "config.json").read_text())
     assert f"&quot;learning_rate&quot;: {raw['training']['learning_rate']}" in run_part(read_run("mine", run)).body
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"loss": 1e300},
+        {"loss": True},
+        {"loss": None},
+        {"images": -1},
+        {"images": 2**60},
+        {"images": 1.5},
+        {"loss_by_time": [0.1] * 101},
+        {"loss_by_time": {"a": 1}},
+        {"loss_by_time": ["x"]},
+    ],
+)
+def test_lines_that_no_chart_can_show_are_refused(run: Path, change: dict[str, object]) -> None:
+    line = {"images": 8, "loss": 0.5, "loss_by_time": [0.5]}
+    (run / "metrics.jsonl").write_text(f"{json.dumps(line)}\n{json.dumps(line | change)}\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is not one of a run's log"):
+        read_run("mine", run)
+
+
+def test_a_preview_as_large_as_no_browser_shows_is_refused(run: Path) -> None:
+    (run / "previews").mkdir()
+    Image.new("1", (40_000, 1)).save(run / "previews" / "000000000100.png")
+    with pytest.raises(UserError, match=r"000000000100\.png: a picture of 40000x1 pixels"):
+        read_run("mine", run)
+    with (run / "previews" / "000000000100.png").open("r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(UserError, match=r"000000000100\.png: 1099511627776 bytes, at most"):
+        read_run("mine", run)

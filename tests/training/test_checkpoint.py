@@ -220,3 +220,57 @@ def test_choosing_an_average(tmp_path: Path) -> None:
     for wrong in ("50", "20.0", "²", "none"):
         with pytest.raises(UserError, match=rf"--ema: '{wrong}' is not kept by this run; allowed: 20, 100, raw"):
             averaged_weights(folder, wrong)
+
+
+PARAMETERS = [torch.zeros(2, 3), torch.zeros(4)]
+
+
+def _optimizer_file(folder: Path, **changes: Any) -> Path:
+    moments = {"step": torch.tensor(1.0), "exp_avg": torch.zeros(2, 3), "exp_avg_sq": torch.zeros(2, 3)}
+    state = {"state": {0: moments}, "param_groups": [{"lr": 0.1, "params": [0, 1]}]} | changes
+    torch.save(state, folder / "optimizer.pt")
+    return folder
+
+
+def test_an_optimizers_state_is_read(tmp_path: Path) -> None:
+    assert set(load_optimizer(_optimizer_file(tmp_path), PARAMETERS)["state"]) == {0}
+    assert load_optimizer(_optimizer_file(tmp_path, state={}), PARAMETERS)["state"] == {}
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"state": {0: {"exp_avg": torch.zeros(3, 2)}}}, "not those of this network's parameters"),
+        ({"state": {2: {"exp_avg": torch.zeros(2, 3)}}}, "not those of this network's parameters"),
+        ({"state": {"a": {}}}, "not those of this network's parameters"),
+        ({"state": {0: [1]}}, "not those of this network's parameters"),
+        ({"state": {0: {"exp_avg": "text"}}}, "not those of this network's parameters"),
+        ({"state": None}, "no state and param_groups in it"),
+        ({"state": {0: {"exp_avg": torch.zeros(1).expand(2**40)}}}, "a number of 41 bits"),
+        ({"state": {0: {"exp_avg": torch.zeros(2**19)}}}, r"optimizer\.pt: \d+ bytes; at most \d+ are read"),
+        ({"more": torch.Size([1])}, "torch Size"),
+    ],
+)
+def test_a_state_that_is_not_this_networks_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=rf"optimizer\.pt: .*{words}|{words}"):
+        load_optimizer(_optimizer_file(tmp_path, **changes), PARAMETERS)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "..", ".", "", "a/b", "\x1b", "ü"])
+def test_file_names_that_no_checkpoint_has_are_refused(tmp_path: Path, name: str) -> None:
+    folder = _write(tmp_path, 100)
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"][name] = "0" * 64
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="missing from the checkpoint"):
+        read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("half_lives", [None, 3, ["20"], [True], {"20": 1}, [[]]])
+def test_half_lives_that_are_none_are_refused(tmp_path: Path, half_lives: Any) -> None:
+    folder = _write(tmp_path, 100)
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"ema_half_lives": half_lives}))
+    with pytest.raises(UserError, match=r"manifest\.json: ema_half_lives is"):
+        averaged_weights(folder, None)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cascaded_diffusion.cascade.chain import Cascade
 from cascaded_diffusion.cascade.stage import Stage, StageConfig
 from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.files import sha256_of
 from cascaded_diffusion.training.checkpoint import checkpoint_folders
 from cascaded_diffusion.training.export import is_run, load_part, stage_from_run
 from cascaded_diffusion.training.run import open_run
@@ -124,3 +125,25 @@ def test_a_stage_from_a_run_samples_as_its_saved_folder_does(tmp_path: Path, tin
     stage.save(tmp_path / "base8")
     again = Stage.load(tmp_path / "base8")
     assert all(torch.equal(a, b) for a, b in zip(stage.network.parameters(), again.network.parameters(), strict=True))
+
+
+def test_an_average_that_lacks_a_tensor_is_refused(tiny_runs: Mapping[str, Path], tmp_path: Path) -> None:
+    """It must not be filled up with new weights."""
+    run = Path(shutil.copytree(tiny_runs["base8"], tmp_path / "base8"))
+    folder = checkpoint_folders(run)[-1]
+    weights = load_file(folder / "ema-16.safetensors")
+    weights.pop("stem.weight")
+    save_file(weights, folder / "ema-16.safetensors")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["ema-16.safetensors"] = sha256_of(folder / "ema-16.safetensors")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"tensors missing for this config\.json: stem\.weight"):
+        stage_from_run(run)
+
+
+def test_a_run_whose_files_are_elsewhere_is_not_read(tiny_runs: Mapping[str, Path], tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_runs["base8"], tmp_path / "base8"))
+    (run / "checkpoints").rename(tmp_path / "elsewhere")
+    (run / "checkpoints").symlink_to("../elsewhere")
+    with pytest.raises(UserError, match=r"manifest\.json: a link that leads out of"):
+        stage_from_run(run)

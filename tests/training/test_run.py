@@ -176,3 +176,49 @@ def test_a_log_survives_lines_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"images": 10}\n[]\nnull\n{"loss": 1}\nxx\n{"images": 20}')
     MetricsLog(tmp_path, 50)
     assert (tmp_path / "metrics.jsonl").read_text() == '{"images": 10}\n'
+
+
+def test_a_lock_that_is_a_link_empties_nothing(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("content")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.lock").symlink_to("../precious")
+    with pytest.raises(UserError, match=r"\.lock: a link or folder"), run_lock(tmp_path / "run"):
+        pass
+    assert (tmp_path / "precious").read_text() == "content"
+
+
+def test_a_lock_that_is_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(UserError, match=r"\.lock: a link or folder"), run_lock(tmp_path):
+        pass
+
+
+def test_a_log_of_anything_is_taken_up_as_far_as_it_goes(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    good = b'{"images": 8}\n'
+    odd = (
+        b"\n",
+        b"[]\n",
+        b'{"images": "x"}\n',
+        b'{"images": 99}\n',
+        b"[" * 5000 + b"\n",
+        b"\xff\n",
+        b"9" * 5000 + b"\n",
+    )
+    path.write_bytes(good + b"".join(odd) + b"x" * 2**21 + b"\n" + good + b'{"images": 8}')
+    MetricsLog(tmp_path, 16)
+    assert path.read_bytes() == good + good
+
+
+def test_files_elsewhere_are_neither_read_nor_changed(tmp_path: Path, base_config: Configure) -> None:
+    run = tmp_path / "run"
+    open_run(run, base_config(), allow_changes=False)
+    for name in ("config.json", "metrics.jsonl"):
+        (run / name).unlink(missing_ok=True)
+        (tmp_path / "elsewhere").write_text("{}")
+        (run / name).symlink_to("../elsewhere")
+        with pytest.raises(UserError, match=rf"{name}: a link that leads out"):
+            open_run(run, base_config(), allow_changes=True)
+        assert (tmp_path / "elsewhere").read_text() == "{}"
+        (run / name).unlink()
+        (run / "config.json").write_text("{}")

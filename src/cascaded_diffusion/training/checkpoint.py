@@ -49,6 +49,7 @@ WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.pt"
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+_LONGEST_NAME = 255  # bytes; no file system here takes a longer one, and asking for it is an error of the system's
 _NAME = re.compile("[0-9]{1,18}")
 _LONGEST_NAME = 255  # bytes; no file system here takes a longer one, and asking for it is an error of the system's
 _MOMENTS, _TENSOR_OVERHEAD, _FILE_OVERHEAD = 2, 2048, 2**20
