@@ -345,6 +345,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
     monkeypatch.setenv("HF_TOKEN", module.GOOD_TOKEN)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    # Whatever hub it talks to, the client asks the public one for names to put into its User-Agent; here it knows them.
+    names = "huggingface_hub.utils._detect_agent._registry"
+    monkeypatch.setattr(names, {"standardEnvVars": [], "harnesses": {}}, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     importlib.import_module("huggingface_hub.utils").disable_progress_bars()

@@ -208,7 +208,9 @@ def test_a_stage_that_asks_for_terabytes(refused: Refused, broken: Path, tmp_pat
     config = json.loads((broken / "base8/config.json").read_text())
     config["network"] |= {"channels": 8192, "multipliers": [64]}
     (broken / "base8/config.json").write_text(json.dumps(config))
-    assert "model.safetensors: tensors " in refused("assemble", tmp_path / "out", broken / "base8")
+    assert "config.json: network.multipliers: [64] of 8192 channels makes a level of 524288 channels" in refused(
+        "assemble", tmp_path / "out", broken / "base8"
+    )
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,9 @@ class Wicked:
 def test_nothing_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Callable[[Any, Path], None]) -> None:
     monkeypatch.chdir(tmp_path)
     save({"a": Wicked()}, tmp_path / "x.pt")
-    with pytest.raises(UserError, match=r"x\.pt: holds other things than tensors.*could run code"):
+    with pytest.raises(
+        UserError, match=r"x\.pt: not a file of weights \(it holds '(.*mkdir|STACK_GLOBAL)', not tensors alone\)"
+    ):
         load_foreign_checkpoint(tmp_path / "x.pt")
     assert not (tmp_path / "wicked").exists()
 
@@ -84,19 +86,22 @@ def write_view(path: Path) -> None:
     ("write", "words"),
     [
         (lambda path: None, "no such file"),
-        (Path.mkdir, "a folder"),
+        (Path.mkdir, "it is a folder"),
         (lambda path: path.write_bytes(b""), "0 bytes"),
         (write_too_big, f"{65 * 2**30} bytes are no checkpoint; up to {64 * 2**30} are read"),
         (lambda path: path.write_text("<html>not found, sorry</html>"), "neither a PyTorch checkpoint nor"),
-        (write_other_zip, "a zip file, but not a checkpoint"),
-        (write_script, "a zip file, but not a checkpoint"),
-        (write_bomb, "would unpack to more"),
-        (write_view, "a has shape [1099511627776], more than the file's"),
+        (write_other_zip, "not one record data.pkl"),
+        (write_script, "not a file of weights"),
+        (write_bomb, "is packed; torch.save packs nothing"),
+        (write_view, "a number of 41 bits"),
         (lambda path: torch.save([1, 2], path), "holds a list, not a dict"),
         (lambda path: torch.save({}, path), "a dict that is empty"),
         (lambda path: torch.save({"model": dict(STATE), "step": 3}, path), "'model' (a dict), 'step' (a int)"),
         (lambda path: torch.save({1: torch.zeros(1)}, path), "1 is not the name of a tensor"),
-        (lambda path: torch.save({"a": torch.zeros(2, 2).to_sparse()}, path), "a is not a plain tensor"),
+        (
+            lambda path: torch.save({"a": torch.zeros(2, 2).to_sparse()}, path),
+            "_rebuild_sparse_tensor', not tensors alone",
+        ),
         (lambda path: torch.save({"a": torch.tensor([1.0, torch.nan])}, path), "a holds numbers that are not finite"),
         (lambda path: path.write_bytes(b"\xff" * 8 + b"{" + b"x" * 90), "not a readable safetensors file"),
     ],

@@ -105,7 +105,7 @@ def test_the_settings_on_the_page_are_those_recorded(run: Path) -> None:
     [
         {"loss": 1e300},
         {"loss": True},
-        {"loss": None},
+        {"loss": "0.5"},
         {"images": -1},
         {"images": 2**60},
         {"images": 1.5},

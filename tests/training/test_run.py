@@ -182,14 +182,14 @@ def test_a_lock_that_is_a_link_empties_nothing(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("content")
     (tmp_path / "run").mkdir()
     (tmp_path / "run/.lock").symlink_to("../precious")
-    with pytest.raises(UserError, match=r"\.lock: a link or folder"), run_lock(tmp_path / "run"):
+    with pytest.raises(UserError, match=r"\.lock: a link or folder"), RunLock(tmp_path / "run"):
         pass
     assert (tmp_path / "precious").read_text() == "content"
 
 
 def test_a_lock_that_is_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / ".lock").mkdir()
-    with pytest.raises(UserError, match=r"\.lock: a link or folder"), run_lock(tmp_path):
+    with pytest.raises(UserError, match=r"\.lock: a link or folder"), RunLock(tmp_path):
         pass
 
 

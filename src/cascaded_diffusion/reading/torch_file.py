@@ -138,7 +138,8 @@ def load_foreign_weights(path: Path, largest: int) -> Any:
     else:
         _check_old_file(path, wrong)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, a large file need not be in memory twice.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except TORCH_DAMAGE as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: {wrong} ({line})") from None
