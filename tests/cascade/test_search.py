@@ -234,6 +234,13 @@ def test_a_folder_of_something_else_is_refused(search_of: SearchOf, run: Run, tm
         run(search_of("sr8"))
 
 
+def test_a_search_that_died_in_its_first_write_begins_again(search_of: SearchOf, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".search.json.partial").write_text("{")
+    run(search_of("sr8", s=[0]))
+    assert not (tmp_path / "out" / ".search.json.partial").exists()
+
+
 def test_damage_is_told(search_of: SearchOf, run: Run, tmp_path: Path) -> None:
     search = search_of("sr8", s=[0, 0.1])
     (found,) = run(search).searched

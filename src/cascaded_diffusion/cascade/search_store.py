@@ -129,6 +129,11 @@ class SearchRecord(StrictModel):
     )
 
 
+def _is_foreign(path: Path) -> bool:
+    """Whether a file is not what a search leaves that died while it wrote its first one."""
+    return not path.name.startswith(f".{RECORD_FILE}.")
+
+
 class SearchStore:
     """The folder of one search."""
 
@@ -139,7 +144,7 @@ class SearchStore:
         """``UserError`` if the folder holds something else than (a part of) this search; it says what differs."""
         path = self.folder / RECORD_FILE
         if not path.exists():
-            if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            if self.folder.exists() and (not self.folder.is_dir() or any(map(_is_foreign, self.folder.iterdir()))):
                 raise UserError(f"{self.folder}: already there and not a search's folder; choose another name")
             return
         differences = _differences(_read(path, SearchRecord).request, request)
