@@ -80,7 +80,11 @@ def _no_network() -> Iterator[None]:
         return connect_ex(self, address)
 
     def checked_look_up(host: Any, *arguments: Any, **options: Any) -> Any:
-        check(host.decode() if isinstance(host, bytes) else host)
+        name = host.decode() if isinstance(host, bytes) else host
+        try:
+            ipaddress.ip_address(str(name).partition("%")[0])  # nobody has to be asked for an address
+        except ValueError:
+            check(name)
         return look_up(host, *arguments, **options)
 
     patch.setattr(socket.socket, "connect", checked_connect)

@@ -111,8 +111,8 @@ def test_tensors_that_do_not_fit_are_named(
     [
         ("guided {base} {out}", ["'guided'", "guided-diffusion, improved-diffusion, diffusers"]),
         ("guided-diffusion {root}/nope.pt {out}", ["nope.pt: no such file"]),
-        ("guided-diffusion {root} {out}", ["a folder; name the checkpoint file"]),
-        ("guided-diffusion {cut} {out}", ["cut.pt: cut short or damaged"]),
+        ("guided-diffusion {root} {out}", ["it is a folder, not a file"]),
+        ("guided-diffusion {cut} {out}", ["cut.pt: not a file of weights"]),
         ("guided-diffusion {base} {out} --flags --num_chanels=32", ["--num_chanels", "did you mean --num_channels"]),
         ("guided-diffusion {base} {out} --low-resolution 8", ["--low-resolution 8", "--small_size, inside --flags"]),
         ("guided-diffusion {base} {root}", ["already there and not an empty folder"]),

@@ -36,7 +36,7 @@ def taken() -> Iterator[int]:
         (("demo", "--port", "http"), "'--port': 'http'"),
         (("demo", "--max-num", "0"), "'--max-num': '0'"),
         (("demo", "--device", "abacus"), "--device: 'abacus'"),
-        (("demo", "--host", "300.1.1.1"), "--host: '300.1.1.1' is not an address of this machine"),
+        (("demo", "--host", "203.0.113.1"), "--host: '203.0.113.1' is not an address of this machine"),
         ((), "Missing argument 'CASCADE'"),
     ],
 )

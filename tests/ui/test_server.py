@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import socket
 from collections.abc import Callable
@@ -179,8 +180,22 @@ def test_the_next_free_port_is_taken_where_none_is_named(monkeypatch: pytest.Mon
             listen("127.0.0.1", None)
 
 
+def without_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No server is asked for a name: addresses are taken for what they are, and no name is known."""
+
+    def look_up(host: str, port: int, **options: Any) -> list[Any]:
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known") from None
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+
 @pytest.mark.parametrize("host", ["203.0.113.1", "300.1.1.1", "a" * 300])
-def test_a_host_of_another_machine_is_refused(host: str) -> None:
+def test_a_host_of_another_machine_is_refused(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_names(monkeypatch)
     for port in (None, 0):
         with pytest.raises(UserError, match=r"--(host|port): "):
             listen(host, port)

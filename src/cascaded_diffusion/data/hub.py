@@ -118,6 +118,8 @@ def _check_files(builder: Any) -> None:
 def _told_in_one_line(datasets: Any, place: str, what: str) -> Iterator[None]:
     """Turn the libraries' errors into ours, and keep what they would write beside them off the screen."""
     level, hidden = datasets.logging.get_verbosity(), datasets.utils.are_progress_bars_disabled()
+    # Else it tells a server of every data set that is opened, those on this disk too.
+    counts, datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS, False
     datasets.logging.set_verbosity(logging.CRITICAL)
     datasets.disable_progress_bars()
     try:
@@ -129,6 +131,7 @@ def _told_in_one_line(datasets: Any, place: str, what: str) -> Iterator[None]:
     except (OSError, ValueError, LookupError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"{place}: {what} ({_one_line(error)})") from None
     finally:
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
         datasets.logging.set_verbosity(level)
         if not hidden:
             datasets.enable_progress_bars()
