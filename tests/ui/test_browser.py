@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -77,6 +78,15 @@ class Visit:
         self.page.fill(f'#{control} input[type="number"]', str(value))
         self.page.press(f'#{control} input[type="number"]', "Tab")
 
+    def tick(self, label: str) -> None:
+        """Tick a box as a person does: again, if the page was not awake yet and let go of it."""
+        box = self.page.get_by_label(label)
+        deadline = time.monotonic() + TIMEOUT_MS / 1000
+        while not box.is_checked():
+            assert time.monotonic() < deadline, f"{label} cannot be ticked"
+            box.click(force=True)
+            self.page.wait_for_timeout(300)
+
     def choose(self, control: str, words: str) -> None:
         """Choose from a list."""
         self.page.click(f"#{control} input")
@@ -140,8 +150,8 @@ def visit(process: tuple[subprocess.Popen[str], str]) -> Iterator[Visit]:
 
 def _sampling_is_seen_as_it_happens(visit: Visit) -> None:
     page = visit.page
-    page.get_by_label("Bag").check(force=True)
-    page.get_by_label("Sneaker").check(force=True)
+    visit.tick("Bag")
+    visit.tick("Sneaker")
     visit.fill("cdm-num", 4)
     visit.fill("cdm-seed", 5)
     visit.fill("cdm-base16-steps", 40)
