@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["train_command"]
 
+_MOST_WAIT = 0.02
+"""Share of an interval that training may wait for data before a person is told, once."""
+_LONG_ENOUGH = 5.0
+"""Seconds of an interval that says something; the first batches of a run are always waited for."""
+
 
 def train_command(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A packaged recipe's name or a YAML file.")],
@@ -118,17 +123,26 @@ class _Watcher:
 
     def __init__(self, display: ProgressDisplay, stage: str) -> None:
         self._display, self._stage = display, stage
-        self._begun = False
+        self._begun = self._warned = False
+        self._last = 0
 
     def __call__(self, progress: Progress) -> None:
         if not self._begun:
             self._display.begin(self._stage, progress.images)
-            self._begun = True
+            self._begun, self._last = True, progress.images
         self._display.advance(self._stage, progress.images, progress.target)
         if progress.metrics is not None:
             metrics = progress.metrics
             loss = "not finite" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
             self._display.note(
                 f"{self._stage}: {metrics['images']:,} images, loss {loss}, lr {metrics['lr']:.2e}, "
-                f"{metrics['images_per_second']:.1f} images/s"
+                f"{metrics['images_per_second']:.1f} images/s, {metrics['data_wait']:.1%} waiting for data"
             )
+            seconds = (metrics["images"] - self._last) / metrics["images_per_second"]
+            self._last = metrics["images"]
+            if metrics["data_wait"] > _MOST_WAIT and seconds >= _LONG_ENOUGH and not self._warned:
+                self._warned = True
+                self._display.note(
+                    f"{self._stage}: {metrics['data_wait']:.1%} of the time went into waiting for data, more than "
+                    f"{_MOST_WAIT:.0%}; try a larger --data-workers, or a faster disk"
+                )
