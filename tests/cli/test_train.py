@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from cascaded_diffusion.cli.train import _Watcher
+from cascaded_diffusion.training.loop import Progress
+
 Done = Callable[..., Any]
 
 
