@@ -243,3 +243,14 @@ def test_waiting_for_data_is_shown_and_warned_of_once() -> None:
     assert shares == [f"{share} waiting for data" for share in ("50.0%", "0.1%", "3.1%", "90.0%")]
     (warning,) = (line for line in display.lines if "--data-workers" in line)
     assert warning.startswith("base8: 3.1% of the time went into waiting for data, more than 2%")
+
+
+def test_attention_that_would_not_fit_is_told_before_the_run(
+    train: Done, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("--set", "network.attention=[4]", "--max-images", 16)
+    monkeypatch.setattr("cascaded_diffusion.memory.total_memory", lambda device: 1000)
+    lines = train(*settings).err.splitlines()
+    assert lines[0].startswith("base8: attention at 4 pixels would not fit: for ")
+    monkeypatch.setattr("cascaded_diffusion.memory.total_memory", lambda device: 2**40)
+    assert "would not fit" not in train(*settings, "--allow-changes").err

@@ -13,6 +13,9 @@ from cascaded_diffusion.cli.values import number_from, split_trackers, whole_fro
 from cascaded_diffusion.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
+    from cascaded_diffusion.cascade.stage import StageConfig
     from cascaded_diffusion.cli.progress import ProgressDisplay
     from cascaded_diffusion.training.loop import Progress, TrainingResult
 
@@ -93,6 +96,8 @@ def train_command(
     check_place("--out", out)
     place = pick_device(device)
     with launched_ranks(place) as ranks:
+        if ranks.is_main:
+            _warn_of_attention(config, place, ranks.world)
         with ProgressDisplay() if ranks.is_main else nullcontext() as display:
             result = train(
                 config,
@@ -110,6 +115,19 @@ def train_command(
             _tell(stage, result)
     if result.signal is not None:
         raise typer.Exit(128 + result.signal)
+
+
+def _warn_of_attention(config: StageConfig, device: torch.device, world: int) -> None:
+    """One line before any memory is taken; only what torch chooses later decides whether it comes to that."""
+    from cascaded_diffusion.cascade.budget import too_large_attention
+    from cascaded_diffusion.memory import total_memory
+
+    memory, batch = total_memory(device), config.training.batch_size
+    micro = config.training.micro_batch
+    images = min(micro if isinstance(micro, int) else batch, -(-batch // world))
+    warning = None if memory is None else too_large_attention(config, images, memory)
+    if warning is not None:
+        typer.echo(warning, err=True)
 
 
 def _tell(stage: str, result: TrainingResult) -> None:

@@ -1,4 +1,4 @@
-"""The memory of a forward pass without gradients, found without computing anything (meta device)."""
+"""The memory of a forward pass, and of one with its backward pass, found without computing anything (meta device)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from cascaded_diffusion.networks.unet import UNet
 
-__all__ = ["LiveBytes", "forward_peak"]
+__all__ = ["LiveBytes", "forward_peak", "training_peak"]
 
 
 class LiveBytes(TorchDispatchMode):
@@ -57,6 +57,20 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
+class _FusedMemory(torch.autograd.Function):
+    """Keeps what a fused attention kernel keeps: query, key, value and answer, not the matrix of all pairs."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+
+
 class _FusedAttention(TorchFunctionMode):
     """Stands a fused kernel's memory in for attention, which the meta device takes apart into its matrices."""
 
@@ -64,8 +78,32 @@ class _FusedAttention(TorchFunctionMode):
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func is F.scaled_dot_product_attention:
-            return torch.empty_like(args[0])
+            return _FusedMemory.apply(*args[:3])  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return func(*args, **(kwargs or {}))
+
+
+def _on_meta(network: UNet, count: int, *, gradients: bool) -> int:
+    """The most bytes alive at once while ``count`` images go through a twin of the network without numbers."""
+    with torch.device("meta"):
+        ones = torch.ones(count)
+        side = network.resolution
+        x = torch.empty(count, network.image_channels, side, side)
+        low_res = torch.empty(count, network.low_res_channels, side, side) if network.low_res_channels else None
+    own = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    weights = {
+        name: value.detach().to("meta").requires_grad_(gradients and value.is_floating_point())
+        for name, value in own.items()
+    }
+    conditions = {
+        "labels": None if network.classes is None else ones.long(),
+        "low_res": low_res,
+        "s": ones if network.has_s else None,
+    }
+    with torch.set_grad_enabled(gradients), _FusedAttention(), LiveBytes(list(weights.values())) as live:
+        answer: Tensor = functional_call(network, weights, (x, ones), conditions)
+        if gradients:
+            answer.sum().backward()
+    return int(live.peak)
 
 
 def forward_peak(network: UNet) -> int:
@@ -74,19 +112,17 @@ def forward_peak(network: UNet) -> int:
     Skips and the widest block's temporaries: what is alive when most is. The network is neither run nor changed. Left
     out are work space of the libraries, fragmentation, and the matrix of all pairs where attention is not fused.
     """
-    with torch.device("meta"):
-        ones = torch.ones(1)
-        side = network.resolution
-        x = torch.empty(1, network.image_channels, side, side)
-        low_res = torch.empty(1, network.low_res_channels, side, side) if network.low_res_channels else None
-    weights = {
-        name: value.detach().to("meta") for name, value in [*network.named_parameters(), *network.named_buffers()]
-    }
-    conditions = {
-        "labels": None if network.classes is None else ones.long(),
-        "low_res": low_res,
-        "s": ones if network.has_s else None,
-    }
-    with torch.no_grad(), _FusedAttention(), LiveBytes(list(weights.values())) as live:
-        functional_call(network, weights, (x, ones), conditions)
-    return int(live.peak)
+    return _on_meta(network, 1, gradients=False)
+
+
+def training_peak(network: UNet, count: int) -> int:
+    """Bytes that ``count`` images' forward and backward pass hold at once at most, gradients included, weights not.
+
+    In float32, of a network in training as it is, checkpointing of activations included; under the reservations of
+    :func:`forward_peak`.
+    """
+    was_training = network.training
+    try:
+        return _on_meta(network.train(), count, gradients=True)
+    finally:
+        network.train(was_training)
