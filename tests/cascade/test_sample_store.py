@@ -63,6 +63,19 @@ def test_a_stage_is_read_batch_by_batch(tmp_path: Path, monkeypatch: pytest.Monk
             list(kept)
 
 
+def test_batches_of_several_sizes_are_read_as_one(tmp_path: Path) -> None:
+    with batch_store(tmp_path / "samples.npz", REQUEST) as store:
+        for start, stop in ((0, 4), (2, 6), (0, 3), (6, 7)):
+            store.save(start, stop, {"base8": np.arange(start, stop, dtype=np.uint8)[:, None, None, None]})
+        store._stages = {"base8"}
+        kept = store.stage("base8")
+        assert [int(image.item()) for image in kept] == list(range(7))
+        assert kept.rows(np.array([0, 3, 5, 6])).ravel().tolist() == [0, 3, 5, 6]
+        store.save(9, 10, {"base8": np.zeros((1, 1, 1, 1), np.uint8)})
+        with pytest.raises(RuntimeError, match="image 7 is not among those that are kept"):
+            list(store.stage("base8"))
+
+
 def test_nothing_is_left_of_a_sampling_that_had_no_batch(tmp_path: Path) -> None:
     _interrupted(tmp_path / "samples.npz", batches=0)
     assert list(tmp_path.iterdir()) == []

@@ -23,6 +23,7 @@ __all__ = [
     "BatchSizes",
     "Batches",
     "StageBatches",
+    "block_size",
     "check_batch_size",
     "first_batch_size",
     "fitting_batch",
@@ -66,6 +67,21 @@ def check_batch_size(batch_size: BatchSizes, stages: Sequence[str]) -> None:
         if name not in stages:
             raise UserError(f"batch_size: no stage {name!r} in use; allowed: {', '.join(stages)}")
         first_batch_size(size)
+
+
+def _of_each(batch_size: BatchSizes, stages: Sequence[str]) -> dict[str, BatchSize]:
+    if isinstance(batch_size, Mapping):
+        return {name: batch_size.get(name, "auto") for name in stages}
+    return dict.fromkeys(stages, batch_size)
+
+
+def block_size(batch_size: BatchSizes, stages: Sequence[str], device: torch.device) -> int:
+    """Samples that go through all stages together: as many as the stage that takes most at once.
+
+    A function of what was asked alone, and not of the memory, so that an interrupted sampling finds its blocks again.
+    """
+    auto = _AUTO_BATCH if device.type == "cpu" else _AUTO_BLOCK
+    return max(auto if size == "auto" else first_batch_size(size) for size in _of_each(batch_size, stages).values())
 
 
 def fitting_batch(stage: Stage, device: torch.device, *, guided: bool, most: int) -> int:
@@ -145,16 +161,11 @@ class StageBatches:
             guided: for each stage, whether guidance doubles its batch.
         """
         self._stages = {stage.name: stage for stage in stages}
-        self._asked: dict[str, BatchSize] = (
-            {name: batch_size.get(name, "auto") for name in self._stages}
-            if isinstance(batch_size, Mapping)
-            else dict.fromkeys(self._stages, batch_size)
-        )
+        self._asked = _of_each(batch_size, list(self._stages))
         self._device, self._guided = device, dict(guided or {})
-        self._most = _AUTO_BATCH if device.type == "cpu" else _AUTO_BLOCK
+        self._most = block_size("auto", list(self._stages), device)
         self._found: dict[str, Batches] = {}
-        # A function of what was asked alone, so that an interrupted sampling finds its blocks again.
-        self.block = max(self._most if size == "auto" else first_batch_size(size) for size in self._asked.values())
+        self.block = block_size(batch_size, list(self._stages), device)
 
     def of(self, name: str) -> Batches:
         """A stage's batches; ``auto`` looks at the free memory when the stage is first at work."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from operator import methodcaller
 from typing import Any
 
 from cascaded_diffusion.cascade.generate import stage_evaluations
@@ -16,7 +17,8 @@ __all__ = ["RESERVE", "Attention", "StageBudget", "attentions", "too_large_atten
 _FLOAT32 = 4
 RESERVE = 0.1
 """Share of a GPU's memory that an estimate leaves to the driver, the libraries' work space and fragmentation."""
-_FEW = 8
+_FEW = 64
+"""Images at which activations outweigh the gradients that come later."""
 
 
 @dataclass(frozen=True)
@@ -165,9 +167,11 @@ class StageBudget:
     @cached_property
     def activation_bytes(self) -> int:
         """What the forward pass of one image keeps for the backward pass, in float32."""
-        if not self._setting("checkpoint_activations", False):
+        again = self._setting("checkpoint_activations", "none")
+        if again == "none":
             return self.price.activation_bytes
-        network = self._stage.network.requires_grad_(True)
+        network = empty_network(self.config)
+        methodcaller("recompute", again)(network)
         few, many = (training_peak(network, count) for count in (_FEW, 2 * _FEW))
         return (many - few) // _FEW
 

@@ -44,7 +44,9 @@ class OffloadedStages:
 
     @staticmethod
     def _tensors_of(stage: Stage) -> list[Tensor]:
-        return [*stage.network.parameters(), *stage.network.buffers()]
+        guide = getattr(stage, "guide", None)  # another network that works beside it, where a stage can have one
+        networks = [stage.network] if guide is None else [stage.network, guide.network]
+        return [tensor for network in networks for tensor in [*network.parameters(), *network.buffers()]]
 
     def _bytes(self, name: str) -> int:
         return sum(tensor.nbytes for tensor in self._host[name])

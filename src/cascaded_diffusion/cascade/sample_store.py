@@ -135,9 +135,8 @@ class KeptImages:
 
     def __init__(self, store: BatchStore, stage: str, *, rgb: bool = False) -> None:
         self._store, self._stage, self._rgb = store, stage, rgb
-        self._ranges = store.ranges()
-        first = self._read(*self._ranges[0])
-        self.shape = (sum(stop - start for start, stop in self._ranges), *first.shape[1:])
+        first = self._read(*store.ranges()[0])
+        self.shape = (max(stop for _, stop in store.ranges()), *first.shape[1:])
 
     def _read(self, start: int, stop: int) -> np.ndarray:
         found = self._store.load(start, stop)
@@ -148,19 +147,31 @@ class KeptImages:
             )
         return to_rgb(found[self._stage]) if self._rgb else found[self._stage]
 
+    def _parts(self) -> Iterator[tuple[int, int, int]]:
+        """Kept ranges that make up the whole, as (start, stop, images at its start that an earlier one had)."""
+        here = 0
+        for start, stop in self._store.ranges():
+            if start > here:
+                break
+            if stop > here:
+                yield start, stop, here - start
+                here = stop
+        if here != len(self):
+            raise RuntimeError(f"image {here} is not among those that are kept; the same command makes it again")
+
     def __len__(self) -> int:
         return int(self.shape[0])
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Every image, uint8 (R, R, C), in order."""
-        for start, stop in self._ranges:
-            yield from self._read(start, stop)
+        for start, stop, had in self._parts():
+            yield from self._read(start, stop)[had:]
 
     def rows(self, where: np.ndarray) -> np.ndarray:
         """The images at ascending places: uint8 (n, R, R, C)."""
         parts = []
-        for start, stop in self._ranges:
-            here = where[(where >= start) & (where < stop)]
+        for start, stop, had in self._parts():
+            here = where[(where >= start + had) & (where < stop)]
             if len(here):
                 parts.append(self._read(start, stop)[here - start])
         return np.concatenate(parts)

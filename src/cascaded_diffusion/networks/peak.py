@@ -82,28 +82,14 @@ class _FusedAttention(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _on_meta(network: UNet, count: int, *, gradients: bool) -> int:
-    """The most bytes alive at once while ``count`` images go through a twin of the network without numbers."""
+def _inputs(network: UNet, count: int) -> tuple[Tensor, Tensor, dict[str, Tensor | None]]:
+    """What a network takes for ``count`` images, on the meta device."""
     with torch.device("meta"):
-        ones = torch.ones(count)
-        side = network.resolution
+        ones, side = torch.ones(count), network.resolution
         x = torch.empty(count, network.image_channels, side, side)
         low_res = torch.empty(count, network.low_res_channels, side, side) if network.low_res_channels else None
-    own = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    weights = {
-        name: value.detach().to("meta").requires_grad_(gradients and value.is_floating_point())
-        for name, value in own.items()
-    }
-    conditions = {
-        "labels": None if network.classes is None else ones.long(),
-        "low_res": low_res,
-        "s": ones if network.has_s else None,
-    }
-    with torch.set_grad_enabled(gradients), _FusedAttention(), LiveBytes(list(weights.values())) as live:
-        answer: Tensor = functional_call(network, weights, (x, ones), conditions)
-        if gradients:
-            answer.sum().backward()
-    return int(live.peak)
+    labels = None if network.classes is None else ones.long()
+    return x, ones, {"labels": labels, "low_res": low_res, "s": ones if network.has_s else None}
 
 
 def forward_peak(network: UNet) -> int:
@@ -112,17 +98,39 @@ def forward_peak(network: UNet) -> int:
     Skips and the widest block's temporaries: what is alive when most is. The network is neither run nor changed. Left
     out are work space of the libraries, fragmentation, and the matrix of all pairs where attention is not fused.
     """
-    return _on_meta(network, 1, gradients=False)
+    weights = {
+        name: value.detach().to("meta", torch.float32 if value.is_floating_point() else value.dtype)
+        for name, value in [*network.named_parameters(), *network.named_buffers()]
+    }
+    x, time, conditions = _inputs(network, 1)
+    with torch.no_grad(), _FusedAttention(), LiveBytes(list(weights.values())) as live:
+        functional_call(network, weights, (x, time), conditions)
+    return int(live.peak)
 
 
 def training_peak(network: UNet, count: int) -> int:
     """Bytes that ``count`` images' forward and backward pass hold at once at most, gradients included, weights not.
 
-    In float32, of a network in training as it is, checkpointing of activations included; under the reservations of
-    :func:`forward_peak`.
+    In float32, activations that are computed again left out; under the reservations of :func:`forward_peak`.
+
+    Args:
+        network: on the meta device; its gradients are cleared.
+        count: images.
+
+    Raises:
+        ValueError: the network is elsewhere.
     """
-    was_training = network.training
+    tensors = [*network.parameters(), *network.buffers()]
+    if any(not tensor.is_meta for tensor in tensors):
+        raise ValueError("the network has numbers; its twin on the meta device is wanted")
+    x, time, conditions = _inputs(network, count)
+    was_training, was_learning = network.training, [parameter.requires_grad for parameter in network.parameters()]
+    network.train().requires_grad_(True)
     try:
-        return _on_meta(network.train(), count, gradients=True)
+        with torch.enable_grad(), _FusedAttention(), LiveBytes(tensors) as live:
+            network(x, time, **conditions).sum().backward()
+        return int(live.peak)
     finally:
-        network.train(was_training)
+        network.train(was_training).zero_grad(set_to_none=True)
+        for parameter, learns in zip(network.parameters(), was_learning, strict=True):
+            parameter.requires_grad_(learns)
