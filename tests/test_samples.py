@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,22 @@ def test_npz_is_the_form_that_evaluation_suites_read(tmp_path: Path, images: np.
         assert archive["arr_0"].dtype == np.uint8
         assert archive["arr_1"].tolist() == [0, 1, -1, 2]
         assert archive["arr_1"].dtype == np.int64
+
+
+def test_npz_is_the_file_that_numpy_writes(tmp_path: Path, images: np.ndarray) -> None:
+    """Byte for byte, also where the images come one by one."""
+
+    class FromElsewhere:
+        shape = images.shape
+
+        def __iter__(self) -> Iterator[np.ndarray]:
+            return iter(list(images))
+
+    labels = np.array([0, 1, -1, 2])
+    np.savez(tmp_path / "numpy.npz", images, labels)
+    for given in (images, images[::-1][::-1], FromElsewhere()):
+        write_npz(tmp_path / "out.npz", given, labels)
+        assert (tmp_path / "out.npz").read_bytes() == (tmp_path / "numpy.npz").read_bytes()
 
 
 def test_png_by_class_name(tmp_path: Path, images: np.ndarray) -> None:

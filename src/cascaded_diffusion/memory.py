@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
-__all__ = ["is_out_of_memory", "release_cached"]
+__all__ = ["free_memory", "is_out_of_memory", "release_cached", "total_memory"]
 
 # What allocators say that raise a plain RuntimeError: the CPU's, MPS's, C++'s own, and the libraries of CUDA.
 _WORDS = (
@@ -33,3 +35,31 @@ def release_cached() -> None:
         torch.cuda.empty_cache()
     elif torch.backends.mps.is_available():
         torch.mps.empty_cache()
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that could be taken on a device now, those that torch holds unused included; ``None``: unknown."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory()) - int(torch.mps.current_allocated_memory())
+    return _meminfo("MemAvailable")
+
+
+def total_memory(device: torch.device) -> int | None:
+    """Bytes of a device's memory, whoever uses them; ``None``: unknown."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory())
+    return _meminfo("MemTotal")
+
+
+def _meminfo(key: str) -> int | None:
+    """A line of Linux's own account, in bytes."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None

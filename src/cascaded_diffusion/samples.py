@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from cascaded_diffusion.cascade.pictures import save_png, to_picture
 from cascaded_diffusion.files import atomic_write, new_folder
 
-__all__ = ["class_folder", "png_names", "to_rgb", "write_npz", "write_png_folder"]
+__all__ = ["ManyImages", "class_folder", "png_names", "to_rgb", "write_npz", "write_png_folder"]
+
+
+class ManyImages(Protocol):
+    """uint8 images (N, H, W, C) that are gone through once: an array, or what reads them from a disk."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __iter__(self) -> Iterator[np.ndarray]: ...
 
 
 _LONGEST_NAME = 200  # bytes; file systems take 255
@@ -22,13 +33,20 @@ def to_rgb(images: np.ndarray) -> np.ndarray:
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
 
 
-def write_npz(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
+def write_npz(path: Path, images: ManyImages, labels: np.ndarray) -> None:
     """Write the form that the ADM evaluation suite reads.
 
-    That is ``arr_0`` uint8 (N, H, W, C) and ``arr_1`` int64 (N,), -1 without classes.
+    That is ``arr_0`` uint8 (N, H, W, C) and ``arr_1`` int64 (N,), -1 without classes; the very file that ``np.savez``
+    writes, but the images need not all be in memory.
     """
-    with atomic_write(path) as file:
-        np.savez(file, images, labels)
+    header = {"descr": "|u1", "fortran_order": False, "shape": images.shape}
+    with atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+            np.lib.format.write_array_header_1_0(member, header)
+            for image in images:
+                member.write(np.ascontiguousarray(image, np.uint8).tobytes())
+        with archive.open("arr_1.npy", "w", force_zip64=True) as member:
+            np.lib.format.write_array(member, labels, allow_pickle=False)
 
 
 def class_folder(name: str) -> str:
@@ -46,7 +64,7 @@ def png_names(labels: np.ndarray, class_names: Sequence[str] | None, mark: str =
 
 
 def write_png_folder(
-    folder: Path, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None, *, mark: str = ""
+    folder: Path, images: ManyImages, labels: np.ndarray, class_names: Sequence[str] | None, *, mark: str = ""
 ) -> None:
     """Write ``CLASSNAME/INDEX.png``, or ``INDEX.png`` without classes; ``mark`` is added to every file's name.
 

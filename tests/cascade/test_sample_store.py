@@ -46,6 +46,36 @@ def test_finished_batches_are_there_again(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_stage_is_read_batch_by_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with batch_store(tmp_path / "samples.npz", REQUEST) as store:
+        for i in range(3):
+            store.save(2 * i, 2 * i + 2, {name: part[..., :1] for name, part in _batch(i).items()})
+        loaded: list[int] = []
+        load = store.load
+        monkeypatch.setattr(store, "load", lambda start, stop: (loaded.append(start), load(start, stop))[1])
+        kept = store.stage("sr16", rgb=True)
+        assert (kept.shape, len(kept)) == ((6, 16, 16, 3), 6)
+        seen = [(int(image[0, 0, 0]), len(loaded)) for image in kept]
+        assert seen == [(0, 2), (0, 2), (1, 3), (1, 3), (2, 4), (2, 4)]
+        assert kept.rows(np.array([1, 4, 5]))[:, 0, 0, 2].tolist() == [0, 2, 2]
+        (store_folder(tmp_path / "samples.npz") / "000000002-000000004.npz").write_bytes(b"")
+        with pytest.raises(RuntimeError, match="images 2 to 3 can no longer be read"):
+            list(kept)
+
+
+def test_batches_of_several_sizes_are_read_as_one(tmp_path: Path) -> None:
+    with batch_store(tmp_path / "samples.npz", REQUEST) as store:
+        for start, stop in ((0, 4), (2, 6), (0, 3), (6, 7)):
+            store.save(start, stop, {"base8": np.arange(start, stop, dtype=np.uint8)[:, None, None, None]})
+        store._stages = {"base8"}
+        kept = store.stage("base8")
+        assert [int(image.item()) for image in kept] == list(range(7))
+        assert kept.rows(np.array([0, 3, 5, 6])).ravel().tolist() == [0, 3, 5, 6]
+        store.save(9, 10, {"base8": np.zeros((1, 1, 1, 1), np.uint8)})
+        with pytest.raises(RuntimeError, match="image 7 is not among those that are kept"):
+            list(store.stage("base8"))
+
+
 def test_nothing_is_left_of_a_sampling_that_had_no_batch(tmp_path: Path) -> None:
     _interrupted(tmp_path / "samples.npz", batches=0)
     assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cascaded_diffusion.cascade.show import grid
+from cascaded_diffusion.cascade.show import class_grid, grid, grid_choice
 from cascaded_diffusion.errors import UserError
 
 
@@ -61,3 +61,15 @@ def test_refusals(images: np.ndarray, options: dict[str, Any], words: str) -> No
     with pytest.raises(UserError) as caught:
         grid(images, **options)
     assert str(caught.value).startswith(words)
+
+
+@pytest.mark.parametrize("labels", [np.arange(60) * 7 % 5, np.full(60, -1), np.array([3])])
+@pytest.mark.parametrize("columns, rows", [(10, 40), (4, 3)])
+def test_a_class_grid_needs_only_the_chosen_images(labels: np.ndarray, columns: int, rows: int) -> None:
+    images = np.arange(len(labels), dtype=np.uint8)[:, None, None, None] * np.ones((8, 8, 1), np.uint8)
+    chosen = grid_choice(labels, columns=columns, rows=rows)
+    assert (np.diff(chosen) > 0).all()
+    assert len(chosen) <= columns * rows
+    size = {"columns": columns, "rows": rows}
+    whole = class_grid(images, labels, None, **size)
+    assert whole.tobytes() == class_grid(images[chosen], labels[chosen], None, **size).tobytes()

@@ -40,7 +40,7 @@ def test_help_of_every_command(done: Done, command: str) -> None:
 def test_help_names_every_option_of_the_contract(done: Done) -> None:
     options = {
         "prepare": "--resolutions --val --limit --skip-bad --allow-upscale --workers",
-        "plan": "--gpus --gpu --batch-size",
+        "plan": "--gpus --gpu --batch-size --mfu --price --json",
         "train": "--stage --data --out --set --max-images --max-seconds --device --allow-changes",
         "assemble": "--checkpoint --ema --no-truncated",
         "sample": "--out --classes --num --per-class --seed --batch-size --device --rgb --steps --sampler "

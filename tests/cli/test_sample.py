@@ -242,6 +242,16 @@ def _stop_at(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, call: int,
     monkeypatch.setattr(module, name, stopped)
 
 
+def test_batch_sizes_of_single_stages(sampled: Sampled, refused: Callable[..., str], cascade: Path) -> None:
+    first, _ = sampled("--num", 5)
+    again, _ = sampled("--num", 5, "--batch-size", "base8=4,sr32=1")
+    assert np.abs(again.astype(int) - first).max() <= 1
+    command = ("sample", cascade, "--out", "x.npz", "--device", "cpu")
+    assert "batch_size: no stage 'sr64' in use" in refused(*command, "--batch-size", "sr64=4")
+    assert "--batch-size: '0' is not allowed" in refused(*command, "--batch-size", "base8=0")
+    assert "offload: cpu holds all stages anyway" in refused(*command, "--offload")
+
+
 def test_interrupted_and_started_again(
     cdm: Done, done: Done, sampled: Sampled, cascade: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

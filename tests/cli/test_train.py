@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from cascaded_diffusion.cli.train import _Watcher
+from cascaded_diffusion.training.loop import Progress
+
 Done = Callable[..., Any]
 
 
@@ -214,3 +217,40 @@ def test_as_a_module(cdm_process: tuple[list[str], dict[str, str]]) -> None:
     assert program[0] == sys.executable
     run = subprocess.run([*program, "train", "--help"], env=environment, capture_output=True, text=True, check=True)
     assert run.stdout.startswith("Usage: cdm train")
+
+
+class _Display:
+    """Keeps the lines that a person would see."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def begin(self, *_: object) -> None: ...
+
+    def advance(self, *_: object) -> None: ...
+
+    def note(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def test_waiting_for_data_is_shown_and_warned_of_once() -> None:
+    display = _Display()
+    watch = _Watcher(display, "base8")  # type: ignore[arg-type]  # of a display, it uses these three
+    for images, wait, speed in ((64, 0.5, 100.0), (1064, 0.001, 100.0), (2064, 0.031, 100.0), (3064, 0.9, 100.0)):
+        told = {"images": images, "loss": 1.0, "lr": 1e-3, "images_per_second": speed, "data_wait": wait}
+        watch(Progress(images, 4000, told))
+    shares = [line.rpartition(", ")[2] for line in display.lines if "images/s" in line]
+    assert shares == [f"{share} waiting for data" for share in ("50.0%", "0.1%", "3.1%", "90.0%")]
+    (warning,) = (line for line in display.lines if "--data-workers" in line)
+    assert warning.startswith("base8: 3.1% of the time went into waiting for data, more than 2%")
+
+
+def test_attention_that_would_not_fit_is_told_before_the_run(
+    train: Done, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("--set", "network.attention=[4]", "--max-images", 16)
+    monkeypatch.setattr("cascaded_diffusion.memory.total_memory", lambda device: 1000)
+    lines = train(*settings).err.splitlines()
+    assert lines[0].startswith("base8: attention at 4 pixels would not fit: for ")
+    monkeypatch.setattr("cascaded_diffusion.memory.total_memory", lambda device: 2**40)
+    assert "would not fit" not in train(*settings, "--allow-changes").err

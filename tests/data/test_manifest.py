@@ -44,7 +44,7 @@ def test_a_good_manifest_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"format_version": 2}, "format_version 2, not 1"),
+        ({"format_version": 3}, "format_version 3, not 1 or 2"),
         ({"channels": 4}, "channels: Input should be 1 or 3"),
         ({"counts": {"train": 0, "val": 0}}, "counts.train: "),
         ({"class_names": []}, "class_names: "),

@@ -12,6 +12,7 @@ from typing import Literal, Self
 import numpy as np
 import torch
 
+from cascaded_diffusion.cascade.batching import BatchSizes, check_batch_size
 from cascaded_diffusion.cascade.describe import describe_html, describe_text
 from cascaded_diffusion.cascade.manifest import (
     MANIFEST_FILE,
@@ -20,11 +21,12 @@ from cascaded_diffusion.cascade.manifest import (
     schedules_agree,
     verify_stage,
 )
+from cascaded_diffusion.cascade.offload import OffloadedStages
 from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.cascade.save import write_cascade
 from cascaded_diffusion.cascade.settings import Choice, Requests, resolve_settings
 from cascaded_diffusion.cascade.stage import Stage
-from cascaded_diffusion.cascade.walk import CascadeStep, Keeper, Plan, Watch, first_batch_size, sample_batches
+from cascaded_diffusion.cascade.walk import CascadeStep, Keeper, Plan, Watch, sample_batches
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.precision import autocast
 
@@ -116,6 +118,7 @@ class Cascade:
         self.classes = configs[0].classes
         self.class_names = configs[0].class_names
         self.provenance = {stage.name: dict((provenance or {}).get(stage.name, {})) for stage in stages}
+        self._offloaded: OffloadedStages | None = None
 
     @classmethod
     def from_pretrained(
@@ -228,15 +231,24 @@ class Cascade:
             endpoint=endpoint,
         )
 
-    def to(self, device: str | torch.device) -> Self:
-        """Move every stage to a device."""
-        for stage in self.stages.values():
+    def to(self, device: str | torch.device, *, offload: bool = False) -> Self:
+        """Move every stage to a device; with ``offload`` each only for as long as :meth:`sample` has it at work.
+
+        Raises:
+            UserError: ``offload`` to the CPU, where the others would wait as well.
+        """
+        if offload and torch.device(device).type == "cpu":
+            raise UserError("offload: cpu holds all stages anyway; allowed on an accelerator")
+        self._offloaded = OffloadedStages(list(self.stages.values()), torch.device(device)) if offload else None
+        for stage in self.stages.values() if not offload else ():
             stage.network.to(device)
         return self
 
     @property
     def device(self) -> torch.device:
-        """Where the first stage is."""
+        """Where the stages compute."""
+        if self._offloaded is not None:
+            return self._offloaded.device
         return next(next(iter(self.stages.values())).network.parameters()).device
 
     def class_ids(self, classes: Sequence[int | str] | None) -> list[int] | None:
@@ -304,7 +316,7 @@ class Cascade:
         s: Choice = None,
         guidance: Choice = None,
         seed: int = 0,
-        batch_size: int | Literal["auto"] = 64,
+        batch_size: BatchSizes = 64,
         low_res: np.ndarray | None = None,
         start_stage: str | None = None,
         until: str | None = None,
@@ -313,6 +325,7 @@ class Cascade:
         precision: Literal["auto", "fp32", "bf16"] = "fp32",
         first: int = 0,
         keep: Keeper | None = None,
+        collect: bool = True,
     ) -> np.ndarray | dict[str, np.ndarray]:
         """Sample images: uint8 (N, H, W, C), or with ``return_stages`` a dict of such arrays by stage name.
 
@@ -325,7 +338,9 @@ class Cascade:
                 stage name; default: what the cascade recommends. A strength s > 0 on a stage whose default is no
                 augmentation means ``nontruncated``.
             seed: of the noise; equal seeds give equal images.
-            batch_size: samples that are worked on at once; ``auto`` starts with 64 and halves when memory runs out.
+            batch_size: samples that a stage works on at once, or a dict of that by stage name. ``auto``, which a stage
+                that the dict leaves out has too: 64 on a CPU, elsewhere what the free memory is estimated to hold;
+                halved when memory runs out.
             low_res: uint8 (N, r, r, C) images for ``start_stage`` to enlarge. ``classes`` then are theirs in turn; left
                 out, they are enlarged without class where the stages have learned that.
             start_stage: the SR stage to start from, with ``low_res``; default the first SR stage.
@@ -336,6 +351,8 @@ class Cascade:
             first: make samples ``first`` to ``first + num - 1`` of a longer run, the same as they are there.
                 ``low_res`` holds the images of these alone, ``classes`` stays that of the longer run.
             keep: takes finished batches, and has those that need not be made again.
+            collect: if not, nothing is returned (an empty dict): ``keep`` alone has the images, and memory holds no
+                more than two batches of them, however many there are.
 
         Raises:
             UserError: anything asked for that the cascade cannot do, before any work.
@@ -345,7 +362,7 @@ class Cascade:
         asked = {"steps": steps, "sampler": sampler, "augmentation": augmentation, "s": s, "guidance": guidance}
         plan = self.plan(**asked, start_stage=start_stage, until=until)
         labels = torch.from_numpy(self.sample_labels(plan, num=num, classes=classes, low_res=low_res, first=first))
-        first_batch_size(batch_size)
+        check_batch_size(batch_size, [stage.name for stage in plan.stages])
         _check_low_res(plan, low_res)
         with autocast(precision, self.device):
             images = sample_batches(
@@ -358,8 +375,10 @@ class Cascade:
                 callback=callback,
                 first=first,
                 keep=keep,
+                collect=collect,
+                offloaded=self._offloaded,
             )
-        return images if return_stages else images[plan.stages[-1].name]
+        return images if return_stages or not collect else images[plan.stages[-1].name]
 
     def sample_labels(
         self,

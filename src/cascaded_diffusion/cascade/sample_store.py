@@ -24,9 +24,10 @@ from torch import nn
 from cascaded_diffusion.cascade.walk import Plan
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import atomic_write, read_json, write_json
+from cascaded_diffusion.samples import to_rgb
 from cascaded_diffusion.version import VERSION
 
-__all__ = ["BatchStore", "batch_store", "sampling_request", "store_folder"]
+__all__ = ["BatchStore", "KeptImages", "batch_store", "sampling_request", "store_folder"]
 
 _REQUEST = "request.json"
 
@@ -88,11 +89,19 @@ class BatchStore:
     def _path(self, start: int, stop: int) -> Path:
         return self._folder / f"{start:09d}-{stop:09d}.npz"
 
+    def ranges(self) -> list[tuple[int, int]]:
+        """Which images are kept, as (start, stop) in order."""
+        words = [path.stem.split("-") for path in self._folder.glob("[0-9]*.npz")]
+        return sorted((int(start), int(stop)) for start, stop in words)
+
     @property
     def images(self) -> int:
         """How many images are kept."""
-        ranges = [path.stem.split("-") for path in self._folder.glob("[0-9]*.npz")]
-        return sum(int(stop) - int(start) for start, stop in ranges)
+        return sum(stop - start for start, stop in self.ranges())
+
+    def stage(self, name: str, *, rgb: bool = False) -> KeptImages:
+        """All images of a stage that are kept; with ``rgb`` grey ones in three equal channels."""
+        return KeptImages(self, name, rgb=rgb)
 
     def load(self, start: int, stop: int) -> dict[str, np.ndarray] | None:
         """Images ``start`` to ``stop`` - 1 of every stage, uint8 (n, R, R, C), or ``None`` if they are to be made."""
@@ -115,6 +124,57 @@ class BatchStore:
         """Keep a batch."""
         with atomic_write(self._path(start, stop)) as file:
             np.savez(file, allow_pickle=False, **images)
+
+
+class KeptImages:
+    """The images of one stage in a store, read batch after batch: however many there are, memory holds few.
+
+    Attributes:
+        shape: (N, R, R, C), as an array's.
+    """
+
+    def __init__(self, store: BatchStore, stage: str, *, rgb: bool = False) -> None:
+        self._store, self._stage, self._rgb = store, stage, rgb
+        first = self._read(*store.ranges()[0])
+        self.shape = (max(stop for _, stop in store.ranges()), *first.shape[1:])
+
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        found = self._store.load(start, stop)
+        if found is None:
+            raise RuntimeError(
+                f"images {start} to {stop - 1} can no longer be read from where they were kept; the same command makes "
+                "them again"
+            )
+        return to_rgb(found[self._stage]) if self._rgb else found[self._stage]
+
+    def _parts(self) -> Iterator[tuple[int, int, int]]:
+        """Kept ranges that make up the whole, as (start, stop, images at its start that an earlier one had)."""
+        here = 0
+        for start, stop in self._store.ranges():
+            if start > here:
+                break
+            if stop > here:
+                yield start, stop, here - start
+                here = stop
+        if here != len(self):
+            raise RuntimeError(f"image {here} is not among those that are kept; the same command makes it again")
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Every image, uint8 (R, R, C), in order."""
+        for start, stop, had in self._parts():
+            yield from self._read(start, stop)[had:]
+
+    def rows(self, where: np.ndarray) -> np.ndarray:
+        """The images at ascending places: uint8 (n, R, R, C)."""
+        parts = []
+        for start, stop, had in self._parts():
+            here = where[(where >= start + had) & (where < stop)]
+            if len(here):
+                parts.append(self._read(start, stop)[here - start])
+        return np.concatenate(parts)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from PIL import Image
 from cascaded_diffusion.cascade.pictures import labelled_grid, tile, to_picture
 from cascaded_diffusion.errors import UserError
 
-__all__ = ["class_grid", "grid"]
+__all__ = ["class_grid", "grid", "grid_choice"]
 
 _MOST_IMAGES = 10_000
 _SEEN_SIZE = 64
@@ -87,3 +87,11 @@ def class_grid(
         names = {label: class_names[label] if class_names and label >= 0 else str(label) for label in present}
         parts = [(names[label], images[labels == label][:columns]) for label in present[:rows]]
     return labelled_grid(parts, title=title, scale=scale)
+
+
+def grid_choice(labels: np.ndarray, *, columns: int = 10, rows: int = 40) -> np.ndarray:
+    """Which of many images :func:`class_grid` shows: their places, ascending; it needs no others."""
+    present = sorted({int(label) for label in labels})
+    if present == [-1]:
+        return np.arange(min(len(labels), columns * rows))
+    return np.sort(np.concatenate([np.flatnonzero(labels == label)[:columns] for label in present[:rows]]))

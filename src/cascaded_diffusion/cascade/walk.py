@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import operator
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple, Protocol, TypeVar
 
@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cascaded_diffusion.cascade.generate import sample_stage, stage_evaluations, stage_grids
+from cascaded_diffusion.cascade.batching import Batches, BatchSizes, StageBatches, first_batch_size
+from cascaded_diffusion.cascade.generate import StageOutput, sample_stage, stage_evaluations, stage_grids
+from cascaded_diffusion.cascade.offload import OffloadedStages
 from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.cascade.settings import stop_for
 from cascaded_diffusion.cascade.stage import Stage
 from cascaded_diffusion.diffusion.samplers import Step
-from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.memory import is_out_of_memory, release_cached
-from cascaded_diffusion.pixels import to_float, to_uint8
+from cascaded_diffusion.pixels import ComingImages, to_float
 
 __all__ = [
     "CascadeStep",
@@ -31,8 +31,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-
-_AUTO_BATCH = 64
 
 
 class CascadeStep(NamedTuple):
@@ -93,93 +91,111 @@ class Plan(NamedTuple):
 Watch = Callable[[CascadeStep], None]
 
 
-def first_batch_size(batch_size: int | Literal["auto"]) -> int:
-    """How many samples to begin with; ``UserError`` if it is neither a number from 1 nor ``auto``."""
-    if batch_size == "auto":
-        return _AUTO_BATCH
-    try:
-        size = operator.index(batch_size)
-    except TypeError:
-        size = 0
-    if size < 1:
-        raise UserError(f"batch_size: {batch_size!r} is not allowed; give a number from 1, or auto")
-    return size
-
-
 def sample_batches(
     plan: Plan,
     labels: Tensor,
     low_res: np.ndarray | None,
     *,
     seed: int,
-    batch_size: int | Literal["auto"],
+    batch_size: BatchSizes,
     device: torch.device,
     callback: Watch | None,
     first: int = 0,
     keep: Keeper | None = None,
+    collect: bool = True,
+    offloaded: OffloadedStages | None = None,
 ) -> dict[str, np.ndarray]:
     """Sample as many images as there are labels: uint8 (N, R, R, C) for every stage of the plan.
+
+    Samples go through the chain in blocks, and every stage cuts a block into batches of its own size. While a block is
+    computed, an accelerator copies the images of the one before, and they are kept.
 
     Args:
         plan: the stages and their settings.
         labels: int64 (N,), -1 without class.
         low_res: uint8 (N, r, r, C) for a plan that starts with an SR stage.
         seed: the samples' seed.
-        batch_size: samples at once; ``auto`` halves it when memory runs out, which changes no image.
+        batch_size: samples at once, for all stages or by stage name; ``auto`` goes by the memory, and halves when it
+            runs out, which changes no image.
         device: where the stages are.
         callback: called after every step of every stage.
         first: global index of the first label: a share of a longer run gets the very images it has there.
-        keep: takes finished batches, and has those that need not be made again.
+        keep: takes finished blocks, and has those that need not be made again.
+        collect: whether images are returned; if not, ``keep`` alone has them, and memory holds no more than two blocks.
+        offloaded: has the weights of the stages that are not at work.
 
     Raises:
         RuntimeError: out of memory, and the batch size cannot be halved.
     """
+    guided = {stage.name: plan.settings[stage.name].guidance != 1 for stage in plan.stages}
+    batches = StageBatches(plan.stages, batch_size, device, guided=guided)
+    results: dict[str, np.ndarray] = {}
 
-    def work(start: int, stop: int) -> dict[str, np.ndarray]:
-        kept = None if keep is None else keep.load(start, stop)
-        if kept is not None:
-            return kept
-        index = torch.arange(start, stop)
-        carried = None if low_res is None else to_float(low_res[start:stop], device)
-        images = _sample_batch(plan, index + first, labels[start:stop].to(device), carried, seed, callback)
-        if keep is not None:
+    def finish(start: int, stop: int, images: dict[str, np.ndarray], *, is_new: bool) -> None:
+        if keep is not None and is_new:
             keep.save(start, stop, images)
-        return images
+        for name, part in images.items() if collect else ():
+            if name not in results:
+                results[name] = np.empty((len(labels), *part.shape[1:]), np.uint8)
+            results[name][start:stop] = part
 
-    parts = in_batches(len(labels), batch_size, work)
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    waiting = _Waiting(finish)
+    with waiting:
+        for start in range(0, len(labels), batches.block):
+            stop = min(start + batches.block, len(labels))
+            kept = None if keep is None else keep.load(start, stop)
+            if kept is not None:
+                finish(start, stop, kept, is_new=False)
+                continue
+            index = torch.arange(start, stop)
+            carried = None if low_res is None else to_float(low_res[start:stop], device)
+            labelled = labels[start:stop].to(device)
+            made = _sample_batch(plan, index + first, labelled, carried, seed, callback, batches, offloaded)
+            waiting.put(start, stop, made)
+            if device.type == "cpu":
+                waiting.flush()  # it is all there already, and what is kept need not be made again
+    return results
+
+
+_Coming = dict[str, list[ComingImages]]
+
+
+class _Waiting:
+    """The block whose images are still on their way, finished when the device has been given the next, or at the end.
+
+    Also at an end by an error or a signal: what is made is kept.
+    """
+
+    def __init__(self, finish: Callable[..., None]) -> None:
+        self._finish = finish
+        self._block: tuple[int, int, _Coming] | None = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exc: object) -> None:
+        if exc[0] is None:
+            self.flush()
+            return
+        # The error that ends the work is the one to tell, also where it has left a device that answers no more.
+        with contextlib.suppress(RuntimeError):
+            self.flush()
+
+    def put(self, start: int, stop: int, coming: _Coming) -> None:
+        self.flush()
+        self._block = (start, stop, coming)
+
+    def flush(self) -> None:
+        if self._block is None:
+            return
+        (start, stop, coming), self._block = self._block, None
+        images = {name: np.concatenate([part.array() for part in parts]) for name, parts in coming.items()}
+        self._finish(start, stop, images, is_new=True)
 
 
 def in_batches(count: int, batch_size: int | Literal["auto"], work: Callable[[int, int], T]) -> list[T]:
-    """What ``work(start, stop)`` gives for each batch of ``count`` samples, in order.
-
-    Args:
-        count: samples in all.
-        batch_size: samples at once; ``auto`` halves it when memory runs out.
-        work: called for one batch after the other, and again with a smaller one if it ran out of memory.
-
-    Raises:
-        RuntimeError: out of memory, and the batch size cannot be halved.
-    """
-    size = first_batch_size(batch_size)
-    parts: list[T] = []
-    start = 0
-    while start < count:
-        stop = min(start + size, count)
-        try:
-            parts.append(work(start, stop))
-            start = stop
-            continue
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if batch_size != "auto" or size == 1:
-                less = "" if size == 1 else "; a smaller batch size needs less, auto finds one"
-                raise RuntimeError(f"out of memory with {stop - start} samples at once{less}") from None
-        # Half of what was tried, which near the end is less than the batch size. The tensors of that try are gone now.
-        size = max((stop - start) // 2, 1)
-        release_cached()
-    return parts
+    """What ``work(start, stop)`` gives for each batch of ``count`` samples, in order; see :meth:`Batches.each`."""
+    return Batches(batch_size).each(count, work)
 
 
 class FinishedImages:
@@ -197,28 +213,49 @@ class FinishedImages:
 
 
 def _sample_batch(
-    plan: Plan, index: Tensor, labels: Tensor, carried: Tensor | None, seed: int, callback: Watch | None
-) -> dict[str, np.ndarray]:
-    """Run every stage on one batch; ``carried`` (N, C, r, r) is what the first stage enlarges."""
-    images: dict[str, np.ndarray] = {}
+    plan: Plan,
+    index: Tensor,
+    labels: Tensor,
+    carried: Tensor | None,
+    seed: int,
+    callback: Watch | None,
+    batches: StageBatches,
+    offloaded: OffloadedStages | None = None,
+) -> _Coming:
+    """Run every stage on one block; ``carried`` (N, C, r, r) is what the first stage enlarges."""
+    images: _Coming = {}
+    names = [stage.name for stage in plan.stages]
     for position, stage in enumerate(plan.stages):
-
-        def watch(step: Step, name: str = stage.name) -> None:
-            if callback is not None:
-                callback(CascadeStep(name, step, index))
-
         stop = plan.stop(position)
-        output = sample_stage(
-            stage,
-            plan.settings[stage.name],
-            index=index,
-            labels=labels if stage.config.classes is not None else None,
-            low_res=carried,
-            seed=seed,
-            stop=stop,
-            callback=watch,
+        is_last = position + 1 == len(names)
+
+        def work(
+            start: int, end: int, stage: Stage = stage, low_res: Tensor | None = carried, stop: float = stop
+        ) -> tuple[ComingImages, Tensor]:
+            def watch(step: Step) -> None:
+                if callback is not None:
+                    callback(CascadeStep(stage.name, step, index[start:end]))
+
+            output: StageOutput = sample_stage(
+                stage,
+                plan.settings[stage.name],
+                index=index[start:end],
+                labels=labels[start:end] if stage.config.classes is not None else None,
+                low_res=None if low_res is None else low_res[start:end],
+                seed=seed,
+                stop=stop,
+                callback=watch,
+            )
+            # Only a truncated stage above takes z_s; the others get an image, as in training.
+            return ComingImages(output.x0), output.x if stop > 0 else output.x0
+
+        at_work = (
+            contextlib.nullcontext()
+            if offloaded is None
+            else offloaded.at_work(stage.name, names[(position + 1) % len(names)])
         )
-        images[stage.name] = to_uint8(output.x0)
-        # Only a truncated stage above takes z_s; the others get an image, as in training.
-        carried = output.x if stop > 0 else output.x0
+        with at_work:
+            made = batches.of(stage.name).each(len(index), work)
+        images[stage.name] = [coming for coming, _ in made]
+        carried = None if is_last else torch.cat([handed_on for _, handed_on in made])
     return images

@@ -53,6 +53,9 @@ def prepare_command(
     allow_upscale: Annotated[
         bool, typer.Option("--allow-upscale", help="Enlarge images that are smaller than the largest resolution.")
     ] = False,
+    compress: Annotated[
+        bool, typer.Option("--compress", help="Store images above 128 pixels compressed, without loss.")
+    ] = False,
     image_column: Annotated[
         str | None, typer.Option("--image-column", metavar="NAME", help="Of hf: data with several columns of images.")
     ] = None,
@@ -94,6 +97,7 @@ def prepare_command(
                 limit=limit,
                 skip_bad=skip_bad,
                 allow_upscale=allow_upscale,
+                compress=compress,
                 columns=Columns(image=image_column, label=label_column, subset=subset),
                 workers=workers,
                 progress=display.advance,

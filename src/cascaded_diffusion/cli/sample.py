@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cascaded_diffusion.cli.places import check_place, tell_which
-from cascaded_diffusion.cli.values import batch_size as to_batch_size
-from cascaded_diffusion.cli.values import check_precision, sampling_choices, split_classes, whole_from
+from cascaded_diffusion.cli.values import batch_sizes, check_precision, sampling_choices, split_classes, whole_from
 from cascaded_diffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,8 +42,17 @@ def sample_command(
         int, typer.Option("--seed", parser=whole_from(0), metavar="N", help="Equal seeds give equal images.")
     ] = 0,
     batch_size: Annotated[
-        str, typer.Option("--batch-size", metavar="N|auto", help="Images at once; auto halves until they fit.")
+        str,
+        typer.Option(
+            "--batch-size",
+            metavar="N|auto",
+            help=f"Images at once; auto goes by the memory and halves until they fit. {PER_STAGE}",
+        ),
     ] = "auto",
+    offload: Annotated[
+        bool,
+        typer.Option("--offload", help="Only the stage at work is on the device, the others wait in host memory."),
+    ] = False,
     device: Annotated[
         str | None, typer.Option("--device", metavar="D", help="cpu, cuda, ...; default the best.")
     ] = None,
@@ -83,14 +91,14 @@ def sample_command(
     """Sample images from a cascade, or enlarge given ones with its super-resolution stages."""
     choices = sampling_choices(steps=steps, sampler=sampler, augmentation=augmentation, s=s, guidance=guidance)
     wanted: list[str] | list[int] | None = split_classes(classes)
-    size = to_batch_size(batch_size)
+    size = batch_sizes(batch_size)
     if num is not None and per_class is not None:
         raise UserError(f"--num {num} and --per-class {per_class}: give one of them")
     check_precision(precision)
     if start_stage is not None and from_images is None:
         raise UserError(f"--start-stage: {start_stage} needs --from-images to start from")
     _check_places(out, grid, stages)
-    loaded = _open(cascade, device)
+    loaded = _open(cascade, device, offload=offload)
     names = list(loaded.stages)
     if from_images is not None and start_stage is None:
         start_stage = names[min(1, len(names) - 1)]
@@ -154,12 +162,12 @@ def _is_begun(out: Path) -> bool:
     return store_folder(out).is_dir()
 
 
-def _open(name: str, device: str | None) -> Cascade:
+def _open(name: str, device: str | None, *, offload: bool) -> Cascade:
     from cascaded_diffusion.cascade.chain import Cascade, packaged_cascades
     from cascaded_diffusion.precision import pick_device
 
     tell_which("cascade", name, packaged_cascades())
-    return Cascade.from_pretrained(name).to(pick_device(device))
+    return Cascade.from_pretrained(name).to(pick_device(device), offload=offload)
 
 
 def _given(path: Path | None, plan: Plan) -> tuple[np.ndarray | None, list[int] | None]:
@@ -190,8 +198,8 @@ def _run(cascade: Cascade, plan: Plan, arguments: dict[str, Any], places: _Place
     with batch_store(places.out, request) as store:
         _refuse_others(cascade, plan, labels, places, resumed=store.resumed)
         try:
-            results = _sample(cascade, plan, arguments, len(labels), store)
-            _write(cascade, plan, results, labels, places)
+            _sample(cascade, plan, arguments, len(labels), store)
+            _write(cascade, plan, store, labels, places)
         except (KeyboardInterrupt, SystemExit):
             if store.images:
                 line = f"{store.images:,} of {len(labels):,} images are kept; the same command goes on from there"
@@ -199,9 +207,8 @@ def _run(cascade: Cascade, plan: Plan, arguments: dict[str, Any], places: _Place
             raise
 
 
-def _sample(
-    cascade: Cascade, plan: Plan, arguments: dict[str, Any], count: int, store: BatchStore
-) -> dict[str, np.ndarray]:
+def _sample(cascade: Cascade, plan: Plan, arguments: dict[str, Any], count: int, store: BatchStore) -> None:
+    """Make all images; they go to the store and not into memory, however many there are."""
     from cascaded_diffusion.cascade.walk import FinishedImages
     from cascaded_diffusion.cli.progress import ProgressDisplay
 
@@ -209,9 +216,7 @@ def _sample(
         done = store.images
         display.begin("samples", done)
         callback = FinishedImages(display.advance, count, plan, done=done)
-        results = cascade.sample(**arguments, return_stages=True, callback=callback, keep=store)
-    assert isinstance(results, dict)
-    return results
+        cascade.sample(**arguments, callback=callback, keep=store, collect=False)
 
 
 def _png_places(cascade: Cascade, plan: Plan, labels: np.ndarray, places: _Places) -> dict[Path, list[str]]:
@@ -247,15 +252,14 @@ def _refuse_others(cascade: Cascade, plan: Plan, labels: np.ndarray, places: _Pl
             refuse_filled(folder)
 
 
-def _write(cascade: Cascade, plan: Plan, results: dict[str, np.ndarray], labels: np.ndarray, places: _Places) -> None:
+def _write(cascade: Cascade, plan: Plan, store: BatchStore, labels: np.ndarray, places: _Places) -> None:
     """Write what was asked for, ``--out`` last; a folder that an earlier process has written is left as it is."""
     from cascaded_diffusion.cascade.pictures import save_png
-    from cascaded_diffusion.cascade.show import class_grid
+    from cascaded_diffusion.cascade.show import class_grid, grid_choice
     from cascaded_diffusion.files import new_folder
-    from cascaded_diffusion.samples import to_rgb, write_npz, write_png_folder
+    from cascaded_diffusion.samples import write_npz, write_png_folder
 
-    images, names = results[plan.stages[-1].name], cascade.class_names
-    images = to_rgb(images) if places.rgb else images
+    images, names = store.stage(plan.stages[-1].name, rgb=places.rgb), cascade.class_names
     missing = [
         folder for folder, files in _png_places(cascade, plan, labels, places).items() if not _is_written(folder, files)
     ]
@@ -263,9 +267,10 @@ def _write(cascade: Cascade, plan: Plan, results: dict[str, np.ndarray], labels:
         with new_folder(places.stages) as made:
             for position, stage in enumerate(plan.stages):
                 mark = _mark(plan, position)
-                write_png_folder(made / stage.name, results[stage.name], labels, names, mark=mark)
+                write_png_folder(made / stage.name, store.stage(stage.name), labels, names, mark=mark)
     if places.grid is not None:
-        save_png(class_grid(images, labels, names, title=plan.describe()), places.grid)
+        shown = grid_choice(labels)
+        save_png(class_grid(images.rows(shown), labels[shown], names, title=plan.describe()), places.grid)
     if places.out.suffix == ".npz":
         write_npz(places.out, images, labels)
     elif places.out in missing:

@@ -13,10 +13,18 @@ from cascaded_diffusion.cli.values import number_from, split_trackers, whole_fro
 from cascaded_diffusion.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
+    from cascaded_diffusion.cascade.stage import StageConfig
     from cascaded_diffusion.cli.progress import ProgressDisplay
     from cascaded_diffusion.training.loop import Progress, TrainingResult
 
 __all__ = ["train_command"]
+
+_MOST_WAIT = 0.02
+"""Share of an interval that training may wait for data before a person is told, once."""
+_LONG_ENOUGH = 5.0
+"""Seconds of an interval that says something; the first batches of a run are always waited for."""
 
 
 def train_command(
@@ -88,6 +96,8 @@ def train_command(
     check_place("--out", out)
     place = pick_device(device)
     with launched_ranks(place) as ranks:
+        if ranks.is_main:
+            _warn_of_attention(config, place, ranks.world)
         with ProgressDisplay() if ranks.is_main else nullcontext() as display:
             result = train(
                 config,
@@ -107,6 +117,19 @@ def train_command(
         raise typer.Exit(128 + result.signal)
 
 
+def _warn_of_attention(config: StageConfig, device: torch.device, world: int) -> None:
+    """One line before any memory is taken; only what torch chooses later decides whether it comes to that."""
+    from cascaded_diffusion.cascade.budget import too_large_attention
+    from cascaded_diffusion.memory import total_memory
+
+    memory, batch = total_memory(device), config.training.batch_size
+    micro = config.training.micro_batch
+    images = min(micro if isinstance(micro, int) else batch, -(-batch // world))
+    warning = None if memory is None else too_large_attention(config, images, memory)
+    if warning is not None:
+        typer.echo(warning, err=True)
+
+
 def _tell(stage: str, result: TrainingResult) -> None:
     typer.echo(f"{stage}: {result.images:,} images seen; checkpoint {result.checkpoint}")
     if result.signal is not None:
@@ -118,17 +141,26 @@ class _Watcher:
 
     def __init__(self, display: ProgressDisplay, stage: str) -> None:
         self._display, self._stage = display, stage
-        self._begun = False
+        self._begun = self._warned = False
+        self._last = 0
 
     def __call__(self, progress: Progress) -> None:
         if not self._begun:
             self._display.begin(self._stage, progress.images)
-            self._begun = True
+            self._begun, self._last = True, progress.images
         self._display.advance(self._stage, progress.images, progress.target)
         if progress.metrics is not None:
             metrics = progress.metrics
             loss = "not finite" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
             self._display.note(
                 f"{self._stage}: {metrics['images']:,} images, loss {loss}, lr {metrics['lr']:.2e}, "
-                f"{metrics['images_per_second']:.1f} images/s"
+                f"{metrics['images_per_second']:.1f} images/s, {metrics['data_wait']:.1%} waiting for data"
             )
+            seconds = (metrics["images"] - self._last) / metrics["images_per_second"]
+            self._last = metrics["images"]
+            if metrics["data_wait"] > _MOST_WAIT and seconds >= _LONG_ENOUGH and not self._warned:
+                self._warned = True
+                self._display.note(
+                    f"{self._stage}: {metrics['data_wait']:.1%} of the time went into waiting for data, more than "
+                    f"{_MOST_WAIT:.0%}; try a larger --data-workers, or a faster disk"
+                )

@@ -12,6 +12,7 @@ from cascaded_diffusion.errors import UserError
 
 __all__ = [
     "batch_size",
+    "batch_sizes",
     "check_precision",
     "number_from",
     "per_stage",
@@ -128,6 +129,11 @@ def split_trackers(text: str | None) -> tuple[str, ...]:
     from cascaded_diffusion.training.tracking.base import check_trackers
 
     return () if text is None else check_trackers(word.strip() for word in text.split(","))
+
+
+def batch_sizes(text: str) -> Any:
+    """``auto`` or a number from 1 for all stages, or ``stage=V,stage=V`` as a dict."""
+    return per_stage("--batch-size", text, batch_size)
 
 
 def batch_size(text: str) -> int | Literal["auto"]:

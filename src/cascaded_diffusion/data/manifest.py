@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from cascaded_diffusion.config import Name, StrictModel, Words, explain
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import read_json
 
-__all__ = ["FORMAT_VERSION", "MAX_RESOLUTION", "Counts", "Manifest", "Request", "images_file", "labels_file"]
+__all__ = [
+    "COMPRESSED_VERSION",
+    "FORMAT_VERSION",
+    "MAX_RESOLUTION",
+    "Counts",
+    "Manifest",
+    "Request",
+    "images_file",
+    "labels_file",
+]
 
 FORMAT_VERSION = 1
+COMPRESSED_VERSION = 2
+"""Of folders with compressed images, so that a reader that knows none says so at once."""
 MAX_RESOLUTION = 4096
 MOST_IMAGES = 2**28  # 2 GB of labels, which are held in memory
 _MOST_BYTES = 64 * 2**20  # it names every file that was skipped
@@ -25,9 +36,28 @@ def images_file(split: str, resolution: int) -> str:
     return f"{split}/images_{resolution}.npy"
 
 
+def packed_file(split: str, resolution: int) -> str:
+    """Path of compressed images inside a folder of prepared data."""
+    return f"{split}/images_{resolution}.pack"
+
+
+def packed_offsets_file(split: str, resolution: int) -> str:
+    """Path of where each of them begins."""
+    return f"{split}/images_{resolution}.offsets.npy"
+
+
 def labels_file(split: str) -> str:
     """Path of a label array inside a folder of prepared data."""
     return f"{split}/labels.npy"
+
+
+def split_files(split: str, resolutions: list[int], compressed: list[int]) -> list[str]:
+    """Paths of all files of a split."""
+    paths = []
+    for size in resolutions:
+        packed = [packed_file(split, size), packed_offsets_file(split, size)]
+        paths += packed if size in compressed else [images_file(split, size)]
+    return [*paths, labels_file(split)]
 
 
 class Counts(StrictModel):
@@ -52,7 +82,7 @@ class Request(StrictModel):
 class Manifest(StrictModel):
     """Description of a folder of prepared data; written last, so a folder that has one is complete."""
 
-    format_version: Literal[1] = Field(description="Version of this folder layout.")
+    format_version: Literal[1, 2] = Field(description="Version of this folder layout: 2 has compressed images, else 1.")
     source: Words = Field(description="Name of what the images came from: a data set, or the last part of a path.")
     channels: Literal[1, 3] = Field(description="Channels of every image: 1 grey, 3 red-green-blue.")
     class_names: list[Annotated[str, Field(max_length=1000)]] | None = Field(
@@ -61,6 +91,9 @@ class Manifest(StrictModel):
     counts: Counts = Field(description="Images in each split.")
     resolutions: list[Annotated[int, Field(ge=1, le=MAX_RESOLUTION)]] = Field(
         min_length=1, max_length=64, description="Sides in pixels, ascending."
+    )
+    compressed: list[Annotated[int, Field(ge=1, le=MAX_RESOLUTION)]] = Field(
+        default=[], max_length=64, description="Of these, the ones at which images are compressed, without loss."
     )
     crop: Words = Field(description="How the square was cut from the source image, in words.")
     resize: Words = Field(description="How the square was brought to each resolution, in words.")
@@ -77,6 +110,10 @@ class Manifest(StrictModel):
     def _consistent(self) -> Self:
         if self.resolutions != sorted(set(self.resolutions)):
             raise ValueError("resolutions must be distinct and ascending")
+        if self.compressed != sorted(set(self.compressed) & set(self.resolutions)):
+            raise ValueError("compressed must be distinct and ascending, of the resolutions")
+        if (self.format_version == COMPRESSED_VERSION) != bool(self.compressed):
+            raise ValueError("format_version must be 2 with compressed images and 1 without")
         if self.skipped != len(self.skipped_files):
             raise ValueError("skipped must be the length of skipped_files")
         if set(self.files) != set(self.expected_files()):
@@ -89,11 +126,18 @@ class Manifest(StrictModel):
 
     def expected_files(self) -> list[str]:
         """Paths of all array files that belong to this manifest."""
-        return [
-            path
-            for split in self.splits()
-            for path in [*(images_file(split, size) for size in self.resolutions), labels_file(split)]
-        ]
+        return [path for split in self.splits() for path in split_files(split, self.resolutions, self.compressed)]
+
+    def images_file(self, split: str, resolution: int) -> str:
+        """Path of the file with a split's images."""
+        return (packed_file if resolution in self.compressed else images_file)(split, resolution)
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_used(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if not self.compressed:
+            del values["compressed"]  # which readers of version 1 do not know
+        return values
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -101,8 +145,8 @@ class Manifest(StrictModel):
         path = folder / "manifest.json"
         value = read_json(path, limit=_MOST_BYTES)
         version = value.get("format_version") if isinstance(value, dict) else None
-        if version != FORMAT_VERSION:
-            found = f"format_version {version!r}, not {FORMAT_VERSION}"
+        if version not in (FORMAT_VERSION, COMPRESSED_VERSION):
+            found = f"format_version {version!r}, not {FORMAT_VERSION} or {COMPRESSED_VERSION}"
             raise UserError(f"{path}: not a manifest of prepared data that can be read ({found})")
         try:
             return cls.model_validate(value)

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from cascaded_diffusion.data.manifest import MAX_RESOLUTION, Counts, Manifest, Request, images_file, labels_file
+from cascaded_diffusion.data.manifest import (
+    MAX_RESOLUTION,
+    Counts,
+    Manifest,
+    Request,
+    images_file,
+    packed_file,
+    split_files,
+)
+from cascaded_diffusion.data.packed import pack_array
 from cascaded_diffusion.data.pixels import RESIZE_RULE
 from cascaded_diffusion.data.sources import Facts
+from cascaded_diffusion.data.workers import WorkerPool
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import sha256_of, write_json
 
 __all__ = ["MAX_RESOLUTION", "Options", "Outcome", "finish"]
+
+
+LARGEST_PLAIN = 128
+"""Pixels up to which images are never compressed: they are small, and reading them must cost nothing."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +39,18 @@ class Options:
     limit: int | None
     skip_bad: bool
     allow_upscale: bool
+    compressed: list[int] = field(default_factory=list)
+    """Resolutions at which images are stored compressed."""
 
     @classmethod
     def checked(
-        cls, resolutions: Sequence[int], val: float | None, limit: int | None, skip_bad: bool, allow_upscale: bool
+        cls,
+        resolutions: Sequence[int],
+        val: float | None,
+        limit: int | None,
+        skip_bad: bool,
+        allow_upscale: bool,
+        compress: bool = False,
     ) -> Options:
         """The options, with ascending resolutions; ``UserError`` for numbers that are not allowed."""
         sizes = list(resolutions)
@@ -43,7 +66,12 @@ class Options:
             raise UserError(f"val: {val}; give a fraction above 0 and below 1")
         if limit is not None and limit < 1:
             raise UserError(f"limit: {limit}; give 1 or more")
-        return cls(sorted(sizes), val, limit, skip_bad, allow_upscale)
+        compressed = [size for size in sorted(sizes) if compress and size > LARGEST_PLAIN]
+        if compress and not compressed:
+            raise UserError(
+                f"compress: {max(sizes)} is the largest resolution; only images above {LARGEST_PLAIN} are compressed"
+            )
+        return cls(sorted(sizes), val, limit, skip_bad, allow_upscale, compressed)
 
     def request(self, fingerprint: str) -> Request:
         """As the manifest records it, of a source with this fingerprint."""
@@ -71,7 +99,7 @@ class Options:
 
     def array_files(self, split: str) -> list[str]:
         """Paths of a split's arrays."""
-        return [*(images_file(split, size) for size in self.resolutions), labels_file(split)]
+        return split_files(split, self.resolutions, self.compressed)
 
 
 @dataclass
@@ -81,6 +109,10 @@ class Outcome:
     channels: int = 3
     upscaled: int = 0
     skipped: list[str] = field(default_factory=list)
+
+
+def _told(progress: Callable[[str, int, int | None], None], step: str, total: int, done: int) -> None:
+    progress(step, done, total)
 
 
 def finish(
@@ -94,23 +126,31 @@ def finish(
     counts: dict[str, int],
     crop_rule: str,
     split_rule: str,
+    pool: WorkerPool,
+    progress: Callable[[str, int, int | None], None],
 ) -> Manifest:
-    """Write ``work/manifest.json``, which makes the folder complete.
+    """Compress what is to be, and write ``work/manifest.json``, which makes the folder complete.
 
     Raises:
         UserError: there is no training image.
     """
     if not counts.get("train"):
         raise UserError(f"{source}: no readable training image")
+    for split, count in counts.items():
+        for size in options.compressed if count else ():
+            shape = (count, size, size, outcome.channels)
+            told = partial(_told, progress, f"compressing {split} at {size}", count)
+            pack_array(work / images_file(split, size), work / packed_file(split, size), shape, pool, told)
     enlarged = "; smaller crops enlarged by bicubic interpolation" if outcome.upscaled else ""
     arrays = [path for split, count in counts.items() if count for path in options.array_files(split)]
     manifest = Manifest(
-        format_version=1,
+        format_version=2 if options.compressed else 1,
         source=source,
         channels=1 if outcome.channels == 1 else 3,
         class_names=class_names,
         counts=Counts(train=counts["train"], val=counts.get("val", 0)),
         resolutions=options.resolutions,
+        compressed=options.compressed,
         crop=crop_rule,
         resize=RESIZE_RULE + enlarged,
         split=split_rule,

@@ -47,6 +47,7 @@ def prepare(
     limit: int | None = None,
     skip_bad: bool = False,
     allow_upscale: bool = False,
+    compress: bool = False,
     columns: Columns | None = None,
     workers: int | None = None,
     progress: Progress = _no_progress,
@@ -67,6 +68,7 @@ def prepare(
             class, then the second of every class, ...). An unreadable one is replaced by the next.
         skip_bad: leave unreadable files out and list them in the manifest, instead of stopping at the first.
         allow_upscale: enlarge crops that are smaller than a resolution (bicubic), instead of stopping.
+        compress: store images above 128 pixels compressed, without loss (``images_<R>.pack``).
         columns: of an ``hf:`` data set, where they cannot be found out.
         workers: processes; ``None`` is one per processor, 0 or 1 works in this process.
         progress: called with (what, done, total) as images are done.
@@ -78,7 +80,7 @@ def prepare(
     Raises:
         UserError: for anything wrong with the arguments, the source or ``out``; it names the file.
     """
-    options = Options.checked(resolutions, val, limit, skip_bad, allow_upscale)
+    options = Options.checked(resolutions, val, limit, skip_bad, allow_upscale, compress)
     is_stream = source.startswith(PREFIXES)
     if columns not in (None, Columns()) and not source.startswith("hf:"):
         raise UserError(f"{source}: has no columns and subsets to choose; those are for hf: data sets")
@@ -90,7 +92,7 @@ def prepare(
             else open_source(source, scratch, note)
         )
         _check_request(found, options)
-        done = finished_manifest(out, found.name, options.request(found.fingerprint), options.resolutions)
+        done = finished_manifest(out, found.name, options.request(found.fingerprint), options)
         if done is not None:
             note(f"{out}: already prepared, nothing to do")
             return done
@@ -139,6 +141,8 @@ class _Run:
             counts=written,
             crop_rule=self.source.crop_rule,
             split_rule=rule,
+            pool=self.pool,
+            progress=self.progress,
         )
         self._report_ignored()
         return manifest

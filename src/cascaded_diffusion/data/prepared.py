@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cascaded_diffusion.data.manifest import Counts, Manifest, Request, images_file, labels_file
-from cascaded_diffusion.data.pixels import Pixels
+from cascaded_diffusion.data.manifest import Counts, Manifest, Request, labels_file
+from cascaded_diffusion.data.packed import ImageRows, PackedImages
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import sha256_of
 from cascaded_diffusion.reading.npy import map_npy
@@ -101,13 +101,19 @@ class Split:
     def __len__(self) -> int:
         return self.count
 
-    def images(self, resolution: int) -> Pixels:
-        """Images at one resolution, uint8 (N, R, R, C), mapped read-only; a missing resolution is a ``UserError``."""
+    def images(self, resolution: int) -> ImageRows:
+        """Images at one resolution, uint8 (N, R, R, C), read-only; a missing resolution is a ``UserError``.
+
+        An array that is mapped into memory, or :class:`PackedImages` where they are compressed.
+        """
         if resolution not in self.data.resolutions:
             have = ", ".join(map(str, self.data.resolutions))
             raise UserError(f"{self.data.folder}: no images of resolution {resolution}; it has {have}")
         shape = (self.count, resolution, resolution, self.data.channels)
-        return _mapped(self.data.folder / images_file(self.name, resolution), np.uint8, shape)
+        path = self.data.folder / self.data.manifest.images_file(self.name, resolution)
+        if resolution in self.data.manifest.compressed:
+            return PackedImages(path, shape)
+        return _mapped(path, np.uint8, shape)
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int64]:

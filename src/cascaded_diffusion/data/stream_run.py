@@ -82,6 +82,8 @@ class StreamRun:
             counts=counts,
             crop_rule=CROP_RULE,
             split_rule=self.stream.split_rule or hash_rule,
+            pool=self.pool,
+            progress=self.progress,
         )
 
     def _check_space(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cascaded_diffusion.data.manifest import Manifest, Request
+from cascaded_diffusion.data.options import Options
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import sync_folder
 
@@ -53,7 +54,7 @@ def workspace(out: Path, source: Path | None) -> Iterator[tuple[Path, Path]]:
         os.close(descriptor)
 
 
-def finished_manifest(out: Path, source: str, request: Request, resolutions: list[int]) -> Manifest | None:
+def finished_manifest(out: Path, source: str, request: Request, options: Options) -> Manifest | None:
     """The manifest of ``out`` if it is this very request's result, None if there is none, else a ``UserError``."""
     from cascaded_diffusion.data.prepared import PreparedData
 
@@ -64,7 +65,8 @@ def finished_manifest(out: Path, source: str, request: Request, resolutions: lis
         f"{name} {old!r}, not {new!r}"
         for name, old, new in [
             ("source", manifest.source, source),
-            ("resolutions", manifest.resolutions, resolutions),
+            ("resolutions", manifest.resolutions, options.resolutions),
+            ("compressed", manifest.compressed, options.compressed),
             ("val", manifest.request.val, request.val),
             ("limit", manifest.request.limit, request.limit),
             ("skip_bad", manifest.request.skip_bad, request.skip_bad),

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cascaded_diffusion.config import StrictModel
-from cascaded_diffusion.data.manifest import images_file, labels_file
+from cascaded_diffusion.data.manifest import labels_file
 from cascaded_diffusion.data.prepared import Split
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.evaluation.classification import ClassifierTraining, config_for, predict, train_classifier
@@ -248,7 +248,7 @@ def _key(
 ) -> str:
     files = train.data.manifest.files
     known = {
-        "images": files[images_file(train.name, resolution)],
+        "images": files[train.data.manifest.images_file(train.name, resolution)],
         "labels": files[labels_file(train.name)],
         "chosen": hashlib.sha256(np.asarray(chosen, np.int64).tobytes()).hexdigest(),
         "network": shape.model_dump(mode="json"),

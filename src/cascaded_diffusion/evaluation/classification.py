@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cascaded_diffusion.config import StrictModel
+from cascaded_diffusion.data.packed import ImageRows
 from cascaded_diffusion.evaluation.classifier import Classifier, ClassifierConfig, default_architecture
 from cascaded_diffusion.precision import autocast
 from cascaded_diffusion.randomness import derive_seed, permutation, random_words
@@ -47,7 +48,7 @@ class ClassifierTraining(StrictModel):
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (share - self.warm_up) / (1 - self.warm_up)))
 
 
-def config_for(images: np.ndarray, classes: int, class_names: Sequence[str] | None = None) -> ClassifierConfig:
+def config_for(images: ImageRows, classes: int, class_names: Sequence[str] | None = None) -> ClassifierConfig:
     """The classifier for uint8 (N, R, R, C) images: network by resolution, mean and std from 10,000 of them."""
     some = np.asarray(images[:10_000], np.float64) / 255
     return ClassifierConfig(
@@ -81,7 +82,7 @@ def _to_input(classifier: Classifier, images: Tensor, device: torch.device) -> T
 
 
 def train_classifier(
-    images: np.ndarray,
+    images: ImageRows,
     labels: np.ndarray,
     config: ClassifierConfig,
     training: ClassifierTraining,
@@ -156,7 +157,7 @@ class _Order:
         return np.array([self._epochs[int(e)][w] for e, w in zip(epochs, within, strict=True)])
 
 
-def _check(images: np.ndarray, labels: np.ndarray, config: ClassifierConfig) -> None:
+def _check(images: ImageRows, labels: np.ndarray, config: ClassifierConfig) -> None:
     shape = (config.resolution, config.resolution, config.channels)
     if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
         raise ValueError(f"images: {images.dtype} {images.shape}; allowed: uint8 (N, {', '.join(map(str, shape))})")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cascaded_diffusion.data.manifest import images_file
+from cascaded_diffusion.data.packed import ImageRows
 from cascaded_diffusion.data.prepared import PreparedData, Split
 from cascaded_diffusion.evaluation.features import Extractor, extract
 from cascaded_diffusion.evaluation.statistics import FeatureStatistics
@@ -79,7 +79,7 @@ def cache_folder() -> Path:
 
 def reference_hash(data: PreparedData, split: str, resolution: int, extractor: Extractor) -> str:
     """Hexadecimal SHA-256 that changes with the extractor, the images, and how both become statistics."""
-    images = data.manifest.files[images_file(split, resolution)]
+    images = data.manifest.files[data.manifest.images_file(split, resolution)]
     said = f"reference {FORMAT_VERSION}\nextractor {extractor.content_hash}\nimages {images}\n"
     return hashlib.sha256(said.encode()).hexdigest()
 
@@ -134,7 +134,7 @@ _Known = tuple[FeatureStatistics, Tensor | None, Tensor | None]
 
 
 def _measure(
-    images: np.ndarray,
+    images: ImageRows,
     extractor: Extractor,
     need_features: bool,
     batch_size: int,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from torch import Tensor
 from cascaded_diffusion.cascade.stage import StageConfig
 from cascaded_diffusion.conditioning.augmentation import augment_for_training
 from cascaded_diffusion.conditioning.resizing import flip_where
+from cascaded_diffusion.data.packed import ImageRows, PackedImages
 from cascaded_diffusion.data.prepared import PreparedData
 from cascaded_diffusion.diffusion.denoiser import Diffusion
 from cascaded_diffusion.diffusion.schedule import Schedule
@@ -58,6 +60,11 @@ class Gathered(NamedTuple):
     """int64 (N,); ``None`` without classes."""
 
 
+def _rows_of(images: ImageRows) -> Callable[[np.ndarray], np.ndarray]:
+    """Reads images by position: uint8 (N, R, R, C) for the places (N,)."""
+    return images.__getitem__ if isinstance(images, PackedImages) else _Rows(images)
+
+
 class _Rows:
     """Reads rows of a mapped ``.npy`` file by position.
 
@@ -65,7 +72,7 @@ class _Rows:
     the map would end the process with SIGBUS.
     """
 
-    def __init__(self, mapped: np.ndarray) -> None:
+    def __init__(self, mapped: ImageRows) -> None:
         assert isinstance(mapped, np.memmap)  # as prepared data are
         self._path, self._offset, self._shape = str(mapped.filename), mapped.offset, mapped.shape[1:]
         self._bytes = int(np.prod(self._shape))
@@ -121,9 +128,9 @@ class BatchSource:
         )
 
     @cached_property
-    def _rows(self) -> dict[int, _Rows]:
+    def _rows(self) -> dict[int, Callable[[np.ndarray], np.ndarray]]:
         split = self.data.split("train")
-        return {resolution: _Rows(split.images(resolution)) for resolution in self._resolutions()}
+        return {resolution: _rows_of(split.images(resolution)) for resolution in self._resolutions()}
 
     def gather(self, start: int, stop: int) -> Gathered:
         """Read the images and labels of training positions ``start`` to ``stop`` - 1, whichever thread asks for them.
