@@ -89,7 +89,8 @@ def _row(config: StageConfig, batch: int, gpus: int, peak: float) -> list[str]:
     with torch.device("meta"):
         network = build_network(config)
     price = cost(network)
-    share = min(config.training.micro_batch or batch, -(-batch // gpus))
+    micro = config.training.micro_batch
+    share = min(micro if isinstance(micro, int) else batch, -(-batch // gpus))
     total = price.training_flops(config.training.images)
     gpu_hours = total / (peak * ASSUMED_UTILISATION) / 3600
     return [
