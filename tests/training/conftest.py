@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -84,6 +84,8 @@ def end_of(pids, seconds):
 
 for line in sys.stdin:
     order, pids, store, late = json.loads(line), [], None, []
+    for module in order["imports"]:
+        importlib.import_module(module)
     if order["ranks"] > 1:
         store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     for rank in range(order["ranks"]):
@@ -96,7 +98,7 @@ for line in sys.stdin:
 """
 
 
-_SECONDS = 20
+_SECONDS = 60
 """What a command may take."""
 
 
@@ -121,14 +123,20 @@ class Commands:
         return pid
 
     def launch(
-        self, ranks: int, arguments: list[str], die_at: tuple[str, int] | None = None, patch: str = ""
+        self,
+        ranks: int,
+        arguments: list[str],
+        die_at: tuple[str, int] | None = None,
+        patch: str = "",
+        imports: Sequence[str] = (),
     ) -> list[int]:
         """Start a command as so many processes, as torchrun does, and return their ids.
 
         ``die_at`` is for the last of them; ``patch`` is Python for each to run first, which knows its ``rank``.
+        ``imports`` is what they need that takes long: the server then has it for them and all that follow.
         """
         order = {"arguments": arguments, "log": str(self.log), "die_at": die_at, "ranks": ranks, "patch": patch}
-        order["seconds"] = _SECONDS
+        order |= {"seconds": _SECONDS, "imports": list(imports)}
         self._orders.write(json.dumps(order) + "\n")
         self._orders.flush()
         return list(map(int, self._answers.readline().split()))

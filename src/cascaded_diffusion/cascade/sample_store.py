@@ -2,6 +2,7 @@
 
 They lie in a hidden folder beside the result, with what was asked for. The folder goes when the result is there. An
 image is a function of what was asked and its batch, so a command that was interrupted ends with the very same images.
+The processes of one launch share the folder; rank 0 makes and removes it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import nn
 from cascaded_diffusion.cascade.walk import Plan
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import atomic_write, read_json, write_json
+from cascaded_diffusion.ranks import from_main
 from cascaded_diffusion.version import VERSION
 
 __all__ = ["BatchStore", "batch_store", "sampling_request", "store_folder"]
@@ -79,11 +81,13 @@ class BatchStore:
 
     Attributes:
         resumed: whether an earlier process began this very sampling.
+        saved: images that this process has kept.
     """
 
     def __init__(self, folder: Path, stages: Sequence[str], *, resumed: bool) -> None:
         self._folder, self._stages = folder, set(stages)
         self.resumed = resumed
+        self.saved = 0
 
     def _path(self, start: int, stop: int) -> Path:
         return self._folder / f"{start:09d}-{stop:09d}.npz"
@@ -91,8 +95,31 @@ class BatchStore:
     @property
     def images(self) -> int:
         """How many images are kept."""
-        ranges = [path.stem.split("-") for path in self._folder.glob("[0-9]*.npz")]
-        return sum(int(stop) - int(start) for start, stop in ranges)
+        return sum(map(len, self._ranges()))
+
+    def _ranges(self) -> list[range]:
+        found = (path.stem.split("-") for path in self._folder.glob("[0-9]*.npz"))
+        return sorted((range(int(start), int(stop)) for start, stop in found), key=lambda kept: kept.start)
+
+    def lacking(self, batches: Sequence[range]) -> list[range]:
+        """Those of the ``batches`` that are not kept, neither as they are nor in batches of other sizes."""
+        kept = self._ranges()
+        return [batch for batch in batches if _cover(kept, batch) is None]
+
+    def collect(self, count: int) -> dict[str, np.ndarray]:
+        """All ``count`` images of every stage, uint8 (N, R, R, C), from batches of whatever size.
+
+        Raises:
+            RuntimeError: a batch is missing or damaged.
+        """
+        parts: list[dict[str, np.ndarray]] = []
+        for whole, wanted in _cover(self._ranges(), range(count)) or [(range(0), range(0))]:
+            found = self.load(whole.start, whole.stop)
+            if found is None:
+                raise RuntimeError(f"{self._folder}: a batch is missing; the same command makes it again")
+            cut = slice(wanted.start - whole.start, wanted.stop - whole.start)
+            parts.append({name: images[cut] for name, images in found.items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def load(self, start: int, stop: int) -> dict[str, np.ndarray] | None:
         """Images ``start`` to ``stop`` - 1 of every stage, uint8 (n, R, R, C), or ``None`` if they are to be made."""
@@ -115,11 +142,27 @@ class BatchStore:
         """Keep a batch."""
         with atomic_write(self._path(start, stop)) as file:
             np.savez(file, allow_pickle=False, **images)
+        self.saved += stop - start
+
+
+def _cover(kept: Sequence[range], wanted: range) -> list[tuple[range, range]] | None:
+    """Kept ranges that hold ``wanted``, each with the part to take of it; ``None`` if some of it is in none.
+
+    ``kept`` is sorted by start.
+    """
+    parts, here = [], wanted.start
+    while here < wanted.stop:
+        best = max((one for one in kept if one.start <= here < one.stop), key=lambda one: one.stop, default=None)
+        if best is None:
+            return None
+        parts.append((best, range(here, min(best.stop, wanted.stop))))
+        here = best.stop
+    return parts
 
 
 @contextlib.contextmanager
 def batch_store(out: Path, request: Mapping[str, Any]) -> Iterator[BatchStore]:
-    """The store of ``out`` for the length of the block.
+    """The store of ``out`` for the length of the block, which every process of a launch must enter.
 
     The folder is removed at the end of the block; if the block raises, or the process dies, it stays, unless there is
     no batch in it.
@@ -127,6 +170,13 @@ def batch_store(out: Path, request: Mapping[str, Any]) -> Iterator[BatchStore]:
     Raises:
         UserError: another process is making ``out`` at this moment, or the folder has batches of another request.
     """
+    with contextlib.ExitStack() as stack:
+        store = from_main(lambda: stack.enter_context(_own_store(out, request)))
+        yield store
+
+
+@contextlib.contextmanager
+def _own_store(out: Path, request: Mapping[str, Any]) -> Iterator[BatchStore]:
     folder = store_folder(out)
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from cascaded_diffusion.training.loop import Progress, TrainingResult
 
 __all__ = ["train_command"]
+
+_PATIENCE = timedelta(hours=1)
+"""What a process waits for the others; rank 0 alone writes checkpoints and previews, which takes its time."""
 
 
 def train_command(
@@ -87,7 +91,7 @@ def train_command(
         raise UserError(f"--out: {out} is a file; give a folder")
     check_place("--out", out)
     place = pick_device(device)
-    with launched_ranks(place) as ranks:
+    with launched_ranks(place, timeout=_PATIENCE) as ranks:
         with ProgressDisplay() if ranks.is_main else nullcontext() as display:
             result = train(
                 config,

@@ -90,6 +90,6 @@ def laid_out_as(value: Tensor, target: Tensor) -> Tensor:
         from torch.distributed.tensor import distribute_tensor
 
         mesh, placements = target.device_mesh, target.placements  # type: ignore[attr-defined]
-        # Each process has read the whole; none needs to be sent any.
-        return distribute_tensor(value.to(target.device), mesh, placements, src_data_rank=None)
+        # Each process has read the whole; none needs to be sent any. FSDP2's parts are contiguous.
+        return distribute_tensor(value.to(target.device).contiguous(), mesh, placements, src_data_rank=None)
     return value if value.stride() == target.stride() else torch.empty_like(target, dtype=value.dtype).copy_(value)
