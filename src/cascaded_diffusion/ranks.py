@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
 
 from cascaded_diffusion.errors import UserError
 
@@ -99,6 +100,17 @@ def _timeout(usual: timedelta) -> timedelta:
     return timedelta(seconds=int(given))
 
 
+def _store(rank: int, world: int, limit: timedelta) -> Store:
+    """Where the processes find each other, under a name of its own for every start of the launch.
+
+    torchrun's static rendezvous keeps one store over all restarts: without the name, processes that were started again
+    would look for those that are gone.
+    """
+    store, _, _ = next(iter(rendezvous("env://", rank, world, timeout=limit)))
+    store.set_timeout(limit)
+    return PrefixStore(f"start/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
 @contextmanager
 def launched_ranks(device: torch.device, timeout: timedelta = _TIMEOUT) -> Iterator[Ranks]:
     """Join the other processes of a ``torchrun`` launch for the length of the block.
@@ -127,7 +139,7 @@ def launched_ranks(device: torch.device, timeout: timedelta = _TIMEOUT) -> Itera
         # Each kind of tensor by its own library; nothing here sends GPU tensors, but training may.
         backend = "cpu:gloo,cuda:nccl"
     limit = _timeout(timeout)
-    dist.init_process_group(backend, rank=rank, world_size=world, timeout=limit)
+    dist.init_process_group(backend, store=_store(rank, world, limit), rank=rank, world_size=world, timeout=limit)
     try:
         yield Ranks(rank, world)
     finally:

@@ -61,7 +61,9 @@ def test_any_number_of_processes_makes_the_same_samples(sample: Sample, commands
         np.testing.assert_array_equal(other["arr_1"], alone["arr_1"])
 
 
-def test_pictures_and_the_images_of_every_stage(launch: Callable[..., list[int]], commands: Any, tmp_path: Path) -> None:
+def test_pictures_and_the_images_of_every_stage(
+    launch: Callable[..., list[int]], commands: Any, tmp_path: Path
+) -> None:
     for ranks in (1, 2):
         options = ("--stages", tmp_path / f"stages{ranks}", "--grid", tmp_path / f"{ranks}.png", "--batch-size", 2)
         assert launch(ranks, tmp_path / f"pictures{ranks}", *options) == [0] * ranks, commands.log.read_text()
