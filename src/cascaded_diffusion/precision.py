@@ -9,7 +9,7 @@ import torch
 
 from cascaded_diffusion.errors import UserError
 
-__all__ = ["autocast", "bf16_is_native", "pick_device"]
+__all__ = ["autocast", "bf16_is_native", "computes_in_bf16", "pick_device"]
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -39,8 +39,13 @@ def bf16_is_native(device: torch.device) -> bool:
     return False
 
 
+def computes_in_bf16(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> bool:
+    """Whether a network of this ``precision`` setting computes in bf16 there."""
+    return precision == "bf16" or (precision == "auto" and bf16_is_native(device))
+
+
 def autocast(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> AbstractContextManager[object]:
     """The context in which the network is run."""
-    if precision == "bf16" or (precision == "auto" and bf16_is_native(device)):
+    if computes_in_bf16(precision, device):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()

@@ -15,10 +15,12 @@ from typing import NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
 
 from cascaded_diffusion.errors import UserError
 
 __all__ = [
+    "LostRankError",
     "Ranks",
     "add_in_place",
     "add_up",
@@ -29,15 +31,22 @@ __all__ = [
     "highest",
     "launched_ranks",
     "on_main",
+    "together",
 ]
 
 T = TypeVar("T")
 
-# One rank may write or score for long while the others wait; the launcher, not this limit, notices a rank that died.
+# One rank may write or score for long while the others wait. A process that dies closes its connections, which the
+# others notice at once; this limit is for a machine that falls silent.
 _TIMEOUT = timedelta(hours=12)
+_TIMEOUT_VARIABLE = "CDM_RANK_TIMEOUT"
 
 _PACKET = 2**23
 """Numbers that travel together: 32 MiB of float32."""
+
+
+class LostRankError(RuntimeError):
+    """Another process of this launch has ended, or does not answer."""
 
 
 class Ranks(NamedTuple):
@@ -82,8 +91,28 @@ def _take_gpu(device: torch.device) -> None:
     torch.cuda.set_device(index)
 
 
+def _timeout(usual: timedelta) -> timedelta:
+    given = os.environ.get(_TIMEOUT_VARIABLE)
+    if given is None:
+        return usual
+    if not given.isascii() or not given.isdigit() or not 1 <= int(given) <= 10**7:
+        raise UserError(f"environment variable {_TIMEOUT_VARIABLE}: {given!r} is not allowed; give seconds from 1")
+    return timedelta(seconds=int(given))
+
+
+def _store(rank: int, world: int, limit: timedelta) -> Store:
+    """Where the processes find each other, under a name of its own for every start of the launch.
+
+    torchrun's static rendezvous keeps one store over all restarts: without the name, processes that were started again
+    would look for those that are gone.
+    """
+    store, _, _ = next(iter(rendezvous("env://", rank, world, timeout=limit)))
+    store.set_timeout(limit)
+    return PrefixStore(f"start/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
 @contextmanager
-def launched_ranks(device: torch.device) -> Iterator[Ranks]:
+def launched_ranks(device: torch.device, timeout: timedelta = _TIMEOUT) -> Iterator[Ranks]:
     """Join the other processes of a ``torchrun`` launch for the length of the block.
 
     Without a launch, or in a launch of one process, nothing is initialised. ``cuda`` comes to mean the GPU of this
@@ -91,6 +120,8 @@ def launched_ranks(device: torch.device) -> Iterator[Ranks]:
 
     Args:
         device: what this process computes on.
+        timeout: how long a process waits for the others before it takes one for lost; the environment variable
+            ``CDM_RANK_TIMEOUT``, in seconds, goes before it.
 
     Raises:
         UserError: the launcher's environment variables are incomplete, there are fewer GPUs than processes, or one GPU
@@ -107,21 +138,34 @@ def launched_ranks(device: torch.device) -> Iterator[Ranks]:
         _take_gpu(device)
         # Each kind of tensor by its own library; nothing here sends GPU tensors, but training may.
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, rank=rank, world_size=world, timeout=_TIMEOUT)
+    limit = _timeout(timeout)
+    dist.init_process_group(backend, store=_store(rank, world, limit), rank=rank, world_size=world, timeout=limit)
     try:
         yield Ranks(rank, world)
     finally:
         dist.destroy_process_group()
 
 
+_LOST_WORDS = ("gloo", "nccl", "connection", "socket", "timed out", "process group")
+
+
 @contextmanager
-def _together() -> Iterator[None]:
-    """A process that ends takes the connection with it; say so rather than what the network layer makes of it."""
+def together() -> Iterator[None]:
+    """For work that talks to the other processes: one that ends takes the connection with it.
+
+    Raises:
+        LostRankError: for what the network layer makes of that. Every other error stays what it is.
+    """
     try:
         yield
     except RuntimeError as error:
-        line = " ".join(str(error).split())[:200]
-        raise RuntimeError(f"another process of this launch has ended; its own message says why ({line})") from error
+        line = " ".join(str(error).split())
+        lost = isinstance(error, dist.DistError) or any(words in line.lower() for words in _LOST_WORDS)
+        if isinstance(error, LostRankError) or current_ranks().world == 1 or not lost:
+            raise
+        raise LostRankError(
+            f"another process of this launch has ended; its own message says why ({line[:200]})"
+        ) from error
 
 
 def gather_rows(local: Tensor) -> Tensor:
@@ -140,7 +184,7 @@ def gather_rows(local: Tensor) -> Tensor:
     if world == 1:
         return local
     said: list[tuple[str, tuple[int, ...]] | None] = [None] * world
-    with _together():
+    with together():
         dist.all_gather_object(said, (str(local.dtype), tuple(local.shape)))
     forms = [form for form in said if form is not None]
     if len({(dtype, shape[1:]) for dtype, shape in forms}) != 1:
@@ -150,7 +194,7 @@ def gather_rows(local: Tensor) -> Tensor:
     padded = torch.zeros((max(counts), *local.shape[1:]), dtype=local.dtype)
     padded[: local.shape[0]] = local.detach().cpu()
     parts = [torch.empty_like(padded) for _ in counts]
-    with _together():
+    with together():
         dist.all_gather(parts, padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts)]).to(local.device)
 
@@ -161,7 +205,7 @@ def add_up(tensor: Tensor) -> Tensor:
     if current_ranks().world == 1:
         return total
     on_cpu = total.cpu()
-    with _together():
+    with together():
         dist.all_reduce(on_cpu)
     return on_cpu.to(tensor.device)
 
@@ -189,7 +233,7 @@ def add_in_place(tensors: Sequence[Tensor]) -> None:
 @torch.no_grad()
 def _add_packet(packet: Sequence[Tensor]) -> None:
     flat = torch.cat([tensor.reshape(-1) for tensor in packet])
-    with _together():
+    with together():
         dist.all_reduce(flat)
     for tensor, part in zip(packet, flat.split([tensor.numel() for tensor in packet]), strict=True):
         tensor.copy_(part.view_as(tensor))
@@ -200,7 +244,7 @@ def highest(*values: int) -> tuple[int, ...]:
     if current_ranks().world == 1:
         return values
     told = torch.tensor(values, dtype=torch.int64)
-    with _together():
+    with together():
         dist.all_reduce(told, op=dist.ReduceOp.MAX)
     return tuple(told.tolist())
 
@@ -210,7 +254,7 @@ def on_main(value: T | None) -> T:
     if current_ranks().world == 1:
         return cast(T, value)
     box: list[T | None] = [value]
-    with _together():
+    with together():
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
     return cast(T, box[0])
 

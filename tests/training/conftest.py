@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -15,7 +15,7 @@ import pytest
 # Processes of one launch meet at a store that the server holds, as torchrun's agent does: no port is guessed.
 # Imports torch once and forks a child for every command: each is a process of its own, without the seconds of a start.
 _SERVER = """
-import contextlib, importlib, json, os, signal, sys
+import contextlib, faulthandler, importlib, json, os, signal, sys, time
 import torch
 torch.set_num_threads(1)
 import cascaded_diffusion.training.loop, cascaded_diffusion.recipes.recipe, cascaded_diffusion.cli.progress
@@ -52,6 +52,7 @@ def child(order, rank, store):
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    faulthandler.dump_traceback_later(order["seconds"] - 2)
     if order["patch"]:
         exec(order["patch"], {"rank": rank})
     if order["die_at"] and rank == world - 1:
@@ -65,8 +66,26 @@ def child(order, rank, store):
     os._exit(code or 0)
 
 
+def end_of(pids, seconds):
+    # Ranks that do not agree wait for each other; that must fail a test, and not hang it.
+    codes, deadline = {}, time.monotonic() + seconds
+    while len(codes) < len(pids):
+        for pid in pids:
+            if pid not in codes:
+                if time.monotonic() > deadline:
+                    os.kill(pid, signal.SIGKILL)
+                    late.append(pid)
+                done, status = os.waitpid(pid, 0 if pid in late else os.WNOHANG)
+                if done:
+                    codes[pid] = "late" if pid in late else os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    return [codes[pid] for pid in pids]
+
+
 for line in sys.stdin:
-    order, pids, store = json.loads(line), [], None
+    order, pids, store, late = json.loads(line), [], None, []
+    for module in order["imports"]:
+        importlib.import_module(module)
     if order["ranks"] > 1:
         store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     for rank in range(order["ranks"]):
@@ -75,8 +94,12 @@ for line in sys.stdin:
             child(order, rank, store)
         pids.append(pid)
     print(*pids, flush=True)
-    print(*(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids), flush=True)
+    print(*end_of(pids, order["seconds"]), flush=True)
 """
+
+
+_SECONDS = 60
+"""What a command may take."""
 
 
 class Commands:
@@ -100,13 +123,20 @@ class Commands:
         return pid
 
     def launch(
-        self, ranks: int, arguments: list[str], die_at: tuple[str, int] | None = None, patch: str = ""
+        self,
+        ranks: int,
+        arguments: list[str],
+        die_at: tuple[str, int] | None = None,
+        patch: str = "",
+        imports: Sequence[str] = (),
     ) -> list[int]:
         """Start a command as so many processes, as torchrun does, and return their ids.
 
         ``die_at`` is for the last of them; ``patch`` is Python for each to run first, which knows its ``rank``.
+        ``imports`` is what they need that takes long: the server then has it for them and all that follow.
         """
         order = {"arguments": arguments, "log": str(self.log), "die_at": die_at, "ranks": ranks, "patch": patch}
+        order |= {"seconds": _SECONDS, "imports": list(imports)}
         self._orders.write(json.dumps(order) + "\n")
         self._orders.flush()
         return list(map(int, self._answers.readline().split()))
@@ -118,7 +148,9 @@ class Commands:
 
     def wait_all(self) -> list[int]:
         """As :meth:`wait`, of each process."""
-        return list(map(int, self._answers.readline().split()))
+        words = self._answers.readline().split()
+        assert "late" not in words, f"killed after {_SECONDS} s: {words}\n{self.log.read_text()[-8000:]}"
+        return list(map(int, words))
 
     def close(self) -> None:
         """End the server."""

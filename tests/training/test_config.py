@@ -14,6 +14,7 @@ from cascaded_diffusion.training.config import TrainingConfig
     [
         ({"weight_decay": 0.01}, ["weight_decay", "0.01", "adamw"]),
         ({"batch_size": 8, "micro_batch": 3}, ["micro_batch", "3", "8"]),
+        ({"micro_batch": "auto", "sharding": "full"}, ["micro_batch", "auto", "sharding"]),
         ({"ema_half_lives": (100, 0)}, ["ema_half_lives.1", "given: 0", "equal to 1"]),
         ({"ema_half_lives": (100, 100)}, ["ema_half_lives", "twice"]),
         ({"ema_half_lives": ()}, ["ema_half_lives", "at least 1"]),

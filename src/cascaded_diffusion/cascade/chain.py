@@ -85,6 +85,7 @@ class Cascade:
         truncated: name to whether the stage below can be stopped at s for this one.
         classes: number of classes, or ``None``.
         class_names: their names, or ``None``.
+        offloaded: has the weights of the stages that are not at work, if :meth:`to` was told so.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class Cascade:
         self.classes = configs[0].classes
         self.class_names = configs[0].class_names
         self.provenance = {stage.name: dict((provenance or {}).get(stage.name, {})) for stage in stages}
-        self._offloaded: OffloadedStages | None = None
+        self.offloaded: OffloadedStages | None = None
 
     @classmethod
     def from_pretrained(
@@ -239,7 +240,7 @@ class Cascade:
         """
         if offload and torch.device(device).type == "cpu":
             raise UserError("offload: cpu holds all stages anyway; allowed on an accelerator")
-        self._offloaded = OffloadedStages(list(self.stages.values()), torch.device(device)) if offload else None
+        self.offloaded = OffloadedStages(list(self.stages.values()), torch.device(device)) if offload else None
         for stage in self.stages.values() if not offload else ():
             stage.network.to(device)
         return self
@@ -247,8 +248,8 @@ class Cascade:
     @property
     def device(self) -> torch.device:
         """Where the stages compute."""
-        if self._offloaded is not None:
-            return self._offloaded.device
+        if self.offloaded is not None:
+            return self.offloaded.device
         return next(next(iter(self.stages.values())).network.parameters()).device
 
     def class_ids(self, classes: Sequence[int | str] | None) -> list[int] | None:
@@ -376,7 +377,7 @@ class Cascade:
                 first=first,
                 keep=keep,
                 collect=collect,
-                offloaded=self._offloaded,
+                offloaded=self.offloaded,
             )
         return images if return_stages or not collect else images[plan.stages[-1].name]
 

@@ -2,6 +2,7 @@
 
 They lie in a hidden folder beside the result, with what was asked for. The folder goes when the result is there. An
 image is a function of what was asked and its batch, so a command that was interrupted ends with the very same images.
+The processes of one launch share the folder; rank 0 makes and removes it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import nn
 from cascaded_diffusion.cascade.walk import Plan
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import atomic_write, read_json, write_json
+from cascaded_diffusion.ranks import from_main
 from cascaded_diffusion.samples import to_rgb
 from cascaded_diffusion.version import VERSION
 
@@ -80,11 +82,13 @@ class BatchStore:
 
     Attributes:
         resumed: whether an earlier process began this very sampling.
+        saved: images that this process has kept.
     """
 
     def __init__(self, folder: Path, stages: Sequence[str], *, resumed: bool) -> None:
         self._folder, self._stages = folder, set(stages)
         self.resumed = resumed
+        self.saved = 0
 
     def _path(self, start: int, stop: int) -> Path:
         return self._folder / f"{start:09d}-{stop:09d}.npz"
@@ -102,6 +106,11 @@ class BatchStore:
     def stage(self, name: str, *, rgb: bool = False) -> KeptImages:
         """All images of a stage that are kept; with ``rgb`` grey ones in three equal channels."""
         return KeptImages(self, name, rgb=rgb)
+
+    def lacking(self, batches: Sequence[range]) -> list[range]:
+        """Those of the ``batches`` that are not kept, neither as they are nor in batches of other sizes."""
+        kept = self.ranges()
+        return [batch for batch in batches if not _covers(kept, batch)]
 
     def load(self, start: int, stop: int) -> dict[str, np.ndarray] | None:
         """Images ``start`` to ``stop`` - 1 of every stage, uint8 (n, R, R, C), or ``None`` if they are to be made."""
@@ -124,6 +133,16 @@ class BatchStore:
         """Keep a batch."""
         with atomic_write(self._path(start, stop)) as file:
             np.savez(file, allow_pickle=False, **images)
+        self.saved += stop - start
+
+
+def _covers(kept: Sequence[tuple[int, int]], wanted: range) -> bool:
+    """Whether every sample of ``wanted`` is in one of the kept ranges, which are in order."""
+    here = wanted.start
+    for start, stop in kept:
+        if start <= here < stop:
+            here = stop
+    return here >= wanted.stop
 
 
 class KeptImages:
@@ -179,7 +198,7 @@ class KeptImages:
 
 @contextlib.contextmanager
 def batch_store(out: Path, request: Mapping[str, Any]) -> Iterator[BatchStore]:
-    """The store of ``out`` for the length of the block.
+    """The store of ``out`` for the length of the block, which every process of a launch must enter.
 
     The folder is removed at the end of the block; if the block raises, or the process dies, it stays, unless there is
     no batch in it.
@@ -187,6 +206,13 @@ def batch_store(out: Path, request: Mapping[str, Any]) -> Iterator[BatchStore]:
     Raises:
         UserError: another process is making ``out`` at this moment, or the folder has batches of another request.
     """
+    with contextlib.ExitStack() as stack:
+        store = from_main(lambda: stack.enter_context(_own_store(out, request)))
+        yield store
+
+
+@contextlib.contextmanager
+def _own_store(out: Path, request: Mapping[str, Any]) -> Iterator[BatchStore]:
     folder = store_folder(out)
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

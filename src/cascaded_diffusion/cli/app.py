@@ -18,6 +18,7 @@ from cascaded_diffusion.cli.demo import demo_command
 from cascaded_diffusion.cli.evaluate import evaluate_command
 from cascaded_diffusion.cli.export import export_command
 from cascaded_diffusion.cli.import_ import import_command
+from cascaded_diffusion.cli.once import is_ours_to_tell
 from cascaded_diffusion.cli.plan import plan_command
 from cascaded_diffusion.cli.prepare import prepare_command
 from cascaded_diffusion.cli.push import push_command
@@ -122,10 +123,14 @@ def main(arguments: list[str] | None = None) -> None:
         if "--traceback" in given:
             raise
         kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
-        status = _complain(f"{kind}{_one_line(error)} (cdm --traceback ... shows where)", 1)
+        lost = type(error).__name__ == "LostRankError" or type(error.__cause__).__name__ == "LostRankError"
+        line = f"{kind}{_one_line(error)} (cdm --traceback ... shows where)"
+        status = _complain(line, 1, about="a lost process" if lost else None)
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _complain(line: str, status: int) -> int:
-    sys.stderr.write(f"cdm: {line}\n")
+def _complain(line: str, status: int, about: str | None = None) -> int:
+    """Tell an error, once for all processes of a launch that have the same; of one ``about`` a thing, rank 0's."""
+    if is_ours_to_tell(line if about is None else about, after_main=about is not None):
+        sys.stderr.write(f"cdm: {line}\n")
     return status

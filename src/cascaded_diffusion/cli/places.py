@@ -9,6 +9,7 @@ from pathlib import Path
 
 import typer
 
+from cascaded_diffusion.cli.once import is_ours_to_tell
 from cascaded_diffusion.errors import UserError
 
 __all__ = ["check_place", "tell_which"]
@@ -18,7 +19,8 @@ def tell_which(kind: str, name: str, packaged: Collection[str]) -> None:
     """Say on stderr that a packaged ``kind`` wins over a file or folder of the same name, if there is one."""
     if name in packaged and Path(name).exists():
         line = f"{name}: the packaged {kind} is used, not what has this name here (write ./{name} for that)"
-        typer.echo(line, err=True)
+        if is_ours_to_tell(line):
+            typer.echo(line, err=True)
 
 
 def check_place(option: str, path: Path) -> None:

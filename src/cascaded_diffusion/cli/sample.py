@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,9 +17,12 @@ from cascaded_diffusion.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from cascaded_diffusion.cascade.chain import Cascade, Plan
     from cascaded_diffusion.cascade.sample_store import BatchStore
+    from cascaded_diffusion.cascade.walk import Watch
+    from cascaded_diffusion.cli.progress import ProgressDisplay
 
 __all__ = ["sample_command"]
 
@@ -88,7 +94,11 @@ def sample_command(
         str | None, typer.Option("--start-stage", metavar="STAGE", help="The stage that --from-images starts from.")
     ] = None,
 ) -> None:
-    """Sample images from a cascade, or enlarge given ones with its super-resolution stages."""
+    """Sample images from a cascade, or enlarge given ones with its super-resolution stages.
+
+    Many GPUs: torchrun --nproc-per-node 8 -m -- cascaded_diffusion sample ... (the -- keeps torchrun from reading
+    --num); the images are the same.
+    """
     choices = sampling_choices(steps=steps, sampler=sampler, augmentation=augmentation, s=s, guidance=guidance)
     wanted: list[str] | list[int] | None = split_classes(classes)
     size = batch_sizes(batch_size)
@@ -98,30 +108,35 @@ def sample_command(
     if start_stage is not None and from_images is None:
         raise UserError(f"--start-stage: {start_stage} needs --from-images to start from")
     _check_places(out, grid, stages)
-    loaded = _open(cascade, device, offload=offload)
-    names = list(loaded.stages)
-    if from_images is not None and start_stage is None:
-        start_stage = names[min(1, len(names) - 1)]
-    plan = loaded.plan(**choices, start_stage=start_stage, until=until)
-    low_res, given_labels = _given(from_images, plan)
-    if given_labels is not None and wanted is None and loaded.classes is not None:
-        wanted = given_labels
-    if per_class is not None:
-        if low_res is not None:
-            raise UserError(f"--per-class {per_class}: does not go with --from-images, which gives the number")
-        num = per_class * len(loaded.class_ids(wanted) or [0])
-    arguments: dict[str, Any] = {
-        **choices,
-        "num": num,
-        "classes": wanted,
-        "seed": seed,
-        "batch_size": size,
-        "low_res": low_res,
-        "start_stage": start_stage,
-        "until": until,
-        "precision": precision,
-    }
-    _run(loaded, plan, arguments, _Places(out, grid, stages, rgb))
+    from cascaded_diffusion.precision import pick_device
+    from cascaded_diffusion.ranks import launched_ranks
+
+    place = pick_device(device)
+    with launched_ranks(place):
+        loaded = _open(cascade, place, offload=offload)
+        names = list(loaded.stages)
+        if from_images is not None and start_stage is None:
+            start_stage = names[min(1, len(names) - 1)]
+        plan = loaded.plan(**choices, start_stage=start_stage, until=until)
+        low_res, given_labels = _given(from_images, plan)
+        if given_labels is not None and wanted is None and loaded.classes is not None:
+            wanted = given_labels
+        if per_class is not None:
+            if low_res is not None:
+                raise UserError(f"--per-class {per_class}: does not go with --from-images, which gives the number")
+            num = per_class * len(loaded.class_ids(wanted) or [0])
+        arguments: dict[str, Any] = {
+            **choices,
+            "num": num,
+            "classes": wanted,
+            "seed": seed,
+            "batch_size": size,
+            "low_res": low_res,
+            "start_stage": start_stage,
+            "until": until,
+            "precision": precision,
+        }
+        _run(loaded, plan, arguments, _Places(out, grid, stages, rgb))
 
 
 @dataclass(frozen=True)
@@ -162,12 +177,11 @@ def _is_begun(out: Path) -> bool:
     return store_folder(out).is_dir()
 
 
-def _open(name: str, device: str | None, *, offload: bool) -> Cascade:
+def _open(name: str, device: torch.device, *, offload: bool) -> Cascade:
     from cascaded_diffusion.cascade.chain import Cascade, packaged_cascades
-    from cascaded_diffusion.precision import pick_device
 
     tell_which("cascade", name, packaged_cascades())
-    return Cascade.from_pretrained(name).to(pick_device(device), offload=offload)
+    return Cascade.from_pretrained(name).to(device, offload=offload)
 
 
 def _given(path: Path | None, plan: Plan) -> tuple[np.ndarray | None, list[int] | None]:
@@ -185,6 +199,7 @@ def _given(path: Path | None, plan: Plan) -> tuple[np.ndarray | None, list[int] 
 
 def _run(cascade: Cascade, plan: Plan, arguments: dict[str, Any], places: _Places) -> None:
     from cascaded_diffusion.cascade.sample_store import batch_store, sampling_request
+    from cascaded_diffusion.ranks import current_ranks, from_main
 
     low_res = arguments["low_res"]
     labels = cascade.sample_labels(plan, num=arguments["num"], classes=arguments["classes"], low_res=low_res)
@@ -196,12 +211,16 @@ def _run(cascade: Cascade, plan: Plan, arguments: dict[str, Any], places: _Place
         **{key: arguments[key] for key in ("seed", "batch_size", "precision")},
     )
     with batch_store(places.out, request) as store:
-        _refuse_others(cascade, plan, labels, places, resumed=store.resumed)
+        from_main(lambda: _refuse_others(cascade, plan, labels, places, resumed=store.resumed))
         try:
-            _sample(cascade, plan, arguments, len(labels), store)
-            _write(cascade, plan, store, labels, places)
+            if current_ranks().world == 1:
+                _sample(cascade, plan, arguments, len(labels), store)
+            else:
+                _sample_together(cascade, plan, arguments, labels, store)
+            if current_ranks().is_main:
+                _write(cascade, plan, store, labels, places)
         except (KeyboardInterrupt, SystemExit):
-            if store.images:
+            if store.images and current_ranks().is_main:
                 line = f"{store.images:,} of {len(labels):,} images are kept; the same command goes on from there"
                 typer.echo(line, err=True)
             raise
@@ -217,6 +236,49 @@ def _sample(cascade: Cascade, plan: Plan, arguments: dict[str, Any], count: int,
         display.begin("samples", done)
         callback = FinishedImages(display.advance, count, plan, done=done)
         cascade.sample(**arguments, callback=callback, keep=store, collect=False)
+
+
+def _sample_together(
+    cascade: Cascade, plan: Plan, arguments: dict[str, Any], labels: np.ndarray, store: BatchStore
+) -> None:
+    """As ``_sample``, each process of the launch a part; rank 0 shows how far all are."""
+    from cascaded_diffusion.cascade.sample_ranks import fill_store
+    from cascaded_diffusion.cli.progress import ProgressDisplay
+    from cascaded_diffusion.ranks import current_ranks
+
+    choices = {key: arguments[key] for key in ("seed", "batch_size", "precision")}
+    is_main, count = current_ranks().is_main, len(labels)
+    with ProgressDisplay() if is_main else nullcontext() as display:
+        watch = None if display is None else _everyones_progress(display, store, plan, count)
+        fill_store(
+            plan,
+            labels,
+            arguments["low_res"],
+            store,
+            device=cascade.device,
+            watch=watch,
+            offloaded=cascade.offloaded,
+            **choices,
+        )
+        if display is not None:
+            display.advance("samples", count, count)
+
+
+def _everyones_progress(display: ProgressDisplay, store: BatchStore, plan: Plan, count: int) -> Callable[[int], Watch]:
+    """Shows the images that all processes have kept, and this one's share of steps on its way to the next."""
+    from cascaded_diffusion.cascade.walk import FinishedImages
+
+    kept, saved, asked = store.images, 0, time.monotonic()
+    display.begin("samples", kept)
+
+    def show(what: str, done: int, total: int) -> None:
+        nonlocal kept, saved, asked
+        kept, saved = kept + store.saved - saved, store.saved
+        if time.monotonic() - asked > 1:
+            kept, asked = store.images, time.monotonic()
+        display.advance(what, min(kept + max(done - store.saved, 0), count), count)
+
+    return lambda mine: FinishedImages(show, mine, plan)
 
 
 def _png_places(cascade: Cascade, plan: Plan, labels: np.ndarray, places: _Places) -> dict[Path, list[str]]:

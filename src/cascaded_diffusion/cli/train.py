@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +26,8 @@ _MOST_WAIT = 0.02
 """Share of an interval that training may wait for data before a person is told, once."""
 _LONG_ENOUGH = 5.0
 """Seconds of an interval that says something; the first batches of a run are always waited for."""
+_PATIENCE = timedelta(hours=1)
+"""What a process waits for the others; rank 0 alone writes checkpoints and previews, which takes its time."""
 
 
 def train_command(
@@ -95,7 +98,7 @@ def train_command(
         raise UserError(f"--out: {out} is a file; give a folder")
     check_place("--out", out)
     place = pick_device(device)
-    with launched_ranks(place) as ranks:
+    with launched_ranks(place, timeout=_PATIENCE) as ranks:
         if ranks.is_main:
             _warn_of_attention(config, place, ranks.world)
         with ProgressDisplay() if ranks.is_main else nullcontext() as display:

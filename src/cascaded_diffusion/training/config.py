@@ -23,11 +23,15 @@ class TrainingConfig(StrictModel):
 
     images: _Images = Field(default=10_000_000, description="Length of the run; learning-rate schedules refer to it.")
     batch_size: int = Field(default=128, ge=1, le=1_000_000, description="Global batch size.")
-    micro_batch: int | None = Field(
+    micro_batch: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto"] | None = Field(
         default=None,
-        ge=1,
-        le=1_000_000,
-        description="Images a forward pass; the global batch is accumulated from these. Default: all.",
+        description="Images a forward pass; each process accumulates its share of the global batch from these. "
+        "Default: the whole share; auto: the largest half, quarter, ... of it that fits in memory, found by trying.",
+    )
+    sharding: Literal["none", "full"] = Field(
+        default="none",
+        description="full: where several processes train, each holds its part of weights, gradients, moments and "
+        "averages (FSDP2). Changes memory, and the result by rounding only.",
     )
     optimizer: Literal["adam", "adamw"] = Field(
         default="adam", description="Adam, or AdamW with decoupled weight decay."
@@ -87,8 +91,11 @@ class TrainingConfig(StrictModel):
     def _check(self) -> Self:
         if self.weight_decay and self.optimizer != "adamw":
             raise ValueError(f"weight_decay: {self.weight_decay:g} needs optimizer: adamw")
-        if self.micro_batch is not None and self.batch_size % self.micro_batch:
+        if isinstance(self.micro_batch, int) and self.batch_size % self.micro_batch:
             raise ValueError(f"micro_batch: {self.micro_batch} does not divide batch_size {self.batch_size}")
+        if self.micro_batch == "auto" and self.sharding == "full":
+            # Memory may run out on one process alone, while the others wait for its part of the weights.
+            raise ValueError("micro_batch: auto does not go with sharding: full; give a number")
         if len(set(self.ema_half_lives)) != len(self.ema_half_lives):
             raise ValueError(f"ema_half_lives: {list(self.ema_half_lives)} names one twice")
         return self

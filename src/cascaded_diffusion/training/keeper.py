@@ -11,11 +11,11 @@ from typing import Any
 from cascaded_diffusion.data.prepared import PreparedData
 from cascaded_diffusion.files import reason
 from cascaded_diffusion.memory import is_out_of_memory, release_cached
-from cascaded_diffusion.ranks import current_ranks, from_main
+from cascaded_diffusion.ranks import current_ranks, from_main, on_main
 from cascaded_diffusion.training.checkpoint import Whole, prune
 from cascaded_diffusion.training.preview import write_preview
 from cascaded_diffusion.training.run import RunLock, open_run, refuse_foreign
-from cascaded_diffusion.training.state import TrainingState
+from cascaded_diffusion.training.state import Parts, TrainingState
 from cascaded_diffusion.training.tracking.follow import RunLog, follow
 
 __all__ = ["Keeper"]
@@ -77,14 +77,15 @@ class Keeper:
                 _LOG.warning("metrics.jsonl: cannot be written (%s); the line waits for the next", reason(error))
 
     def preview(self) -> None:
-        """Sample with the averaged weights and write the picture."""
-        if self._log is None:
-            return
+        """Sample with the averaged weights and write the picture; every process must ask for it."""
         state, memory = self._state, None
-        weights = state.averages.weights[state.averages.half_lives[0]]
+        found = state.for_preview()
+        if self._log is None or found is None:
+            return
+        network, weights = found
         try:
             self._check()
-            path = write_preview(self._run, state.images, state.config, state.network, weights, self._data)
+            path = write_preview(self._run, state.images, state.config, network, weights, self._data)
             self._log.picture(state.images, path)
         except OSError as error:
             self._missed("preview", reason(error))
@@ -102,10 +103,11 @@ class Keeper:
         Raises:
             NotFiniteError: the state is not finite.
         """
+        parts = self._state.gather()
 
         def write() -> None:
             try:
-                self._save()
+                self._save(parts)
             except OSError as error:
                 self._missed("checkpoint", f"{reason(error)}; {self.what_stands()}")
 
@@ -114,9 +116,9 @@ class Keeper:
     def _missed(self, what: str, why: str) -> None:
         _LOG.warning("the %s at %s images was not written (%s); the run goes on", what, f"{self._state.images:,}", why)
 
-    def _save(self) -> None:
+    def _save(self, parts: Parts | None = None) -> None:
         self._check()
-        self._saved = self._state.save(self._run)
+        self._saved = self._state.save(self._run, parts)
         self._whole.add(self._saved)
         try:
             prune(self._run, self._state.config.training.keep_checkpoints, self._whole)
@@ -143,11 +145,13 @@ class Keeper:
         Raises:
             RuntimeError: that failed; the message says what is lost and what stands.
         """
+        is_due = on_main(self.saved_images != self._state.images)
+        parts = self._state.gather() if is_due else None
 
         def write() -> Path:
             try:
-                if self.saved_images != self._state.images:
-                    self._save()
+                if is_due:
+                    self._save(parts)
             except OSError as error:
                 name, images = self._state.config.name, self._state.images
                 raise RuntimeError(
@@ -177,6 +181,8 @@ class Keeper:
             return "rank 0 saves what there is"
         try:
             if self.saved_images != self._state.images:
+                if self._state.sharded:
+                    return f"a part of the state is on each process, and not saved; {self.what_stands()}"
                 self._save()
             self._log.flush()
         except (OSError, RuntimeError) as error:

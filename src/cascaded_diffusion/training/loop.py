@@ -108,13 +108,15 @@ def train(
     workers = int(device.type != "cpu") if data_workers is None else data_workers
     trainer = Trainer(config, data, device)
     keeper = Keeper(run, trainer.state, data, trackers)
-    with keeper.hold(allow_changes=allow_changes):
+    with contextlib.closing(trainer.engine), keeper.hold(allow_changes=allow_changes):
         interrupt = Interrupt()
         with interrupt.watch():
             end = _End(interrupt, None if max_seconds is None else started + max_seconds)
             target = _target(config, max_images)
-            with _rescued(trainer, keeper), trainer.feed(target, workers) as feed:
-                _run(trainer, keeper, feed, target, end, watch if current_ranks().is_main else None)
+            with _rescued(trainer, keeper):
+                trainer.warm_up()
+                with trainer.feed(target, workers) as feed:
+                    _run(trainer, keeper, feed, target, end, watch if current_ranks().is_main else None)
             # Still under watch: a second signal must not end the process while it saves.
             trainer.check_ranks_agree()
             checkpoint = keeper.finish()

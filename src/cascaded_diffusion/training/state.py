@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,9 @@ from torch import Tensor
 from cascaded_diffusion.cascade.stage import StageConfig, build_network
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.networks.unet import UNet
+from cascaded_diffusion.precision import computes_in_bf16
 from cascaded_diffusion.randomness import derive_seed
+from cascaded_diffusion.ranks import current_ranks
 from cascaded_diffusion.reading.tensors import read_tensors
 from cascaded_diffusion.training.checkpoint import (
     WEIGHTS,
@@ -25,8 +27,9 @@ from cascaded_diffusion.training.checkpoint import (
 from cascaded_diffusion.training.config import TrainingConfig
 from cascaded_diffusion.training.ema import Averages
 from cascaded_diffusion.training.guard import Guard, NotFiniteError
+from cascaded_diffusion.training.sharding import is_sharded, laid_out_as, shard, whole
 
-__all__ = ["TrainingState", "learning_rate"]
+__all__ = ["Parts", "TrainingState", "learning_rate"]
 
 
 def learning_rate(config: TrainingConfig, images: int) -> float:
@@ -44,6 +47,17 @@ def learning_rate(config: TrainingConfig, images: int) -> float:
     return rate
 
 
+def _network(config: StageConfig) -> UNet:
+    """The stage's network with its initial weights, on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.training.seed, f"training/{config.name}/weights") >> 1)
+        return build_network(config)
+
+
+def _laid_out(tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: laid_out_as(value, targets[name]) for name, value in tensors.items()}
+
+
 def _optimizer(config: TrainingConfig, network: UNet, device: torch.device) -> torch.optim.Optimizer:
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return kind(
@@ -54,6 +68,15 @@ def _optimizer(config: TrainingConfig, network: UNet, device: torch.device) -> t
         weight_decay=config.weight_decay,
         fused=device.type in ("cpu", "cuda"),
     )
+
+
+class Parts(NamedTuple):
+    """The tensors of a checkpoint, whole."""
+
+    weights: dict[str, Tensor]
+    averages: dict[int, dict[str, Tensor]]
+    optimizer: dict[str, Any]
+    """The optimizer's state dict."""
 
 
 @dataclass
@@ -69,23 +92,74 @@ class TrainingState:
 
     @classmethod
     def fresh(cls, config: StageConfig, device: torch.device) -> TrainingState:
-        """A new state; the initial weights depend on the seed and the stage's name alone."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(config.training.seed, f"training/{config.name}/weights") >> 1)
-            network = build_network(config)
+        """A new state; the initial weights depend on the seed and the stage's name alone.
+
+        With ``training.sharding`` every process of the launch holds its part of it.
+        """
+        training, network = config.training, _network(config)
         network = network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        training = config.training
+        if training.sharding == "full":
+            shard(network, device, bf16=computes_in_bf16(training.precision, device))
         averages = Averages(network, training.ema_half_lives, training.ema_rampup)
         return cls(config, network, _optimizer(training, network, device), averages)
 
-    def save(self, run: Path) -> Path:
+    @property
+    def sharded(self) -> bool:
+        """Whether this process holds a part of the state alone, and its checkpoint needs the others."""
+        return is_sharded(self.network)
+
+    def gather(self) -> Parts | None:
+        """What a checkpoint holds, on rank 0; every process must ask for it, and the others get ``None``.
+
+        A sharded state is gathered tensor by tensor into rank 0's main memory, so that a checkpoint is the same file
+        whoever wrote it; a state that is whole is not copied.
+        """
+        if self.sharded:
+            optimizer = self.optimizer.state_dict()
+            moments = {position: self._gather_each(of_one) for position, of_one in sorted(optimizer["state"].items())}
+            parts = Parts(
+                self._gather_each(self.network.state_dict()),
+                {half_life: self._gather_each(average) for half_life, average in self.averages.weights.items()},
+                {**optimizer, "state": moments},
+            )
+        else:
+            parts = Parts(self.network.state_dict(), dict(self.averages.weights), self.optimizer.state_dict())
+        return parts if current_ranks().is_main else None
+
+    def _gather_each(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        keep = current_ranks().is_main
+        found = {}
+        for name, tensor in tensors.items():
+            full = whole(tensor)  # on every process, one at a time
+            if keep:
+                found[name] = full.detach().cpu()
+        return found
+
+    def for_preview(self) -> tuple[UNet, dict[str, Tensor]] | None:
+        """A network of this stage and the averaged weights to sample with, on rank 0; every process must ask for it."""
+        average = self.averages.weights[self.averages.half_lives[0]]
+        if not self.sharded:
+            return self.network, average
+        gathered = self._gather_each(average)
+        if not current_ranks().is_main:
+            return None
+        device = next(self.network.parameters()).device
+        return _network(self.config).to(device, memory_format=torch.channels_last), gathered  # type: ignore[call-overload]
+
+    def save(self, run: Path, parts: Parts | None = None) -> Path:
         """Write a checkpoint.
+
+        Args:
+            run: the run folder.
+            parts: what :meth:`gather` gave; by default it is asked for, which a sharded state cannot do alone.
 
         Raises:
             NotFiniteError: the state is not finite: it must never replace a good one.
             OSError: it cannot be written.
         """
-        for name, tensor in self._tensors():
+        parts = self.gather() if parts is None else parts
+        assert parts is not None  # rank 0 saves
+        for name, tensor in self._tensors(parts):
             if not bool(torch.isfinite(tensor).all()):
                 raise NotFiniteError(
                     f"{self.config.name}: {name} is not finite after {self.images} images; nothing was saved"
@@ -93,9 +167,9 @@ class TrainingState:
         return write_checkpoint(
             run,
             self.images,
-            weights=self.network.state_dict(),
-            averages=self.averages.weights,
-            optimizer=self.optimizer.state_dict(),
+            weights=parts.weights,
+            averages=parts.averages,
+            optimizer=parts.optimizer,
             extra={
                 "stage": self.config.name,
                 "ema_half_lives": list(self.averages.half_lives),
@@ -104,14 +178,14 @@ class TrainingState:
             },
         )
 
-    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def _tensors(self, parts: Parts) -> Iterator[tuple[str, Tensor]]:
         """Every floating-point tensor of a checkpoint, with words for it."""
-        for name, parameter in self.network.named_parameters():
-            yield name, parameter
-            for key, value in self.optimizer.state.get(parameter, {}).items():
+        for position, (name, _) in enumerate(self.network.named_parameters()):
+            yield name, parts.weights[name]
+            for key, value in parts.optimizer["state"].get(position, {}).items():
                 if isinstance(value, Tensor):
                     yield f"the optimizer's {key} of {name}", value
-        for half_life, average in self.averages.weights.items():
+        for half_life, average in parts.averages.items():
             for name, value in average.items():
                 yield f"the average {half_life} of {name}", value
 
@@ -128,11 +202,13 @@ class TrainingState:
         if manifest is None:
             manifest = read_checkpoint(folder)
         try:
-            self.network.load_state_dict(read_tensors(folder / WEIGHTS, self.network.state_dict()))
+            own = self.network.state_dict()
+            self.network.load_state_dict(_laid_out(read_tensors(folder / WEIGHTS, own), own))
             for half_life in self.averages.half_lives:
                 if (folder / ema_file(half_life)).exists():
-                    weights = read_tensors(folder / ema_file(half_life), self.averages.weights[half_life])
-                    self.averages.load(half_life, weights)
+                    average = self.averages.weights[half_life]
+                    weights = read_tensors(folder / ema_file(half_life), average)
+                    self.averages.load(half_life, _laid_out(weights, average))
                 else:  # a half-life added by --allow-changes starts from the weights
                     self.averages.load(half_life, dict(self.network.named_parameters()))
             self._load_optimizer(folder)
@@ -147,6 +223,12 @@ class TrainingState:
         settings = [
             {key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups
         ]
-        self.optimizer.load_state_dict(load_optimizer(folder, list(self.network.parameters())))
+        parameters = list(self.network.parameters())
+        saved = load_optimizer(folder, parameters)
+        moments = {
+            position: {key: laid_out_as(value, parameters[position]) for key, value in of_one.items()}
+            for position, of_one in saved["state"].items()
+        }
+        self.optimizer.load_state_dict({**saved, "state": moments})
         for group, own in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(own)

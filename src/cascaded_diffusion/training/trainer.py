@@ -15,10 +15,12 @@ from cascaded_diffusion.data.prepared import PreparedData
 from cascaded_diffusion.diffusion.denoiser import Diffusion
 from cascaded_diffusion.diffusion.schedule import Schedule
 from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.memory import is_out_of_memory, release_cached
 from cascaded_diffusion.precision import autocast
 from cascaded_diffusion.randomness import derive_seed
-from cascaded_diffusion.ranks import add_in_place, current_ranks, gather_rows
+from cascaded_diffusion.ranks import add_in_place, current_ranks, gather_rows, highest
 from cascaded_diffusion.training.batches import Batch, BatchSource, Gathered
+from cascaded_diffusion.training.engine import Engine
 from cascaded_diffusion.training.feed import Feed
 from cascaded_diffusion.training.guard import NotFiniteError
 from cascaded_diffusion.training.state import TrainingState, learning_rate
@@ -51,14 +53,75 @@ class Trainer:
         low = conditioning.low_schedule if conditioning is not None else None
         self.low_schedule = Schedule(low) if low is not None else None
         self.state = TrainingState.fresh(config, device)
+        self.engine = Engine(self.state.network)
+        self._fits: int | None = None
         self.is_whole = True
 
     def parts(self, start: int) -> list[range]:
         """The training positions of this process's forward passes in the step that begins at ``start``."""
         training = self.config.training
         share = self.ranks.share(training.batch_size)
-        size = min(training.micro_batch or len(share), len(share))
+        wanted = self._fits if training.micro_batch == "auto" else training.micro_batch
+        size = min(wanted or len(share), len(share))
         return [range(start + i, start + min(i + size, share.stop)) for i in range(share.start, share.stop, size)]
+
+    def warm_up(self) -> None:
+        """Passes that do not count, if the run needs any: to find what fits in memory, and to settle the order of sums.
+
+        Every process must call it, before :meth:`feed`.
+
+        Raises:
+            RuntimeError: memory runs out with a single image.
+        """
+        if self.config.training.micro_batch == "auto":
+            self._find_micro_batch()
+        if self.engine.sorts_buckets:
+            self._try(1, last=True)
+
+    def _find_micro_batch(self) -> None:
+        size = len(self.ranks.share(self.config.training.batch_size))
+        while True:
+            failed = False
+            try:
+                # The optimizer will want two moments of each parameter, which it does not have before its first step.
+                reserve = [] if self.state.optimizer.state else [p.new_empty((2, *p.shape)) for p in self._local()]
+                self._try(size, last=False)
+                del reserve
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or size == 1:
+                    raise
+                failed = True
+            if failed:
+                self.state.optimizer.zero_grad(set_to_none=True)
+                release_cached()
+            if not highest(int(failed))[0]:  # what fits must fit everywhere: all make as many passes
+                break
+            size = -(-size // 2)
+        self._fits = size
+
+    def _local(self) -> list[Tensor]:
+        return [laid.to_local() if hasattr(laid, "to_local") else laid for laid in self.state.network.parameters()]
+
+    def _try(self, size: int, *, last: bool) -> None:
+        """One forward and backward pass over as many images that are all grey, whose gradient is thrown away."""
+        config, device = self.config, self.device
+
+        def grey(side: int) -> Tensor:
+            return torch.zeros(size, config.channels, side, side, device=device)
+
+        low = None if config.conditioning is None else config.conditioning.low_resolution
+        has_s = config.conditioning is not None and config.conditioning.augmentation == "gaussian"
+        batch = Batch(
+            x0=grey(config.resolution),
+            labels=None if config.classes is None else torch.zeros(size, dtype=torch.int64, device=device),
+            low_res=None if low is None else grey(low),
+            s=torch.zeros(size, device=device) if has_s else None,
+            noise=grey(config.resolution),
+            times=torch.full((size,), 0.5, dtype=torch.float64),
+        )
+        with self.engine.accumulating(last=last):
+            self.losses(batch).sum().backward()
+        self.state.optimizer.zero_grad(set_to_none=True)
 
     def feed(self, target: int, workers: int) -> Feed[Batch | Gathered]:
         """The forward passes from here to ``target`` images, their batches made ahead by ``workers`` threads."""
@@ -92,9 +155,7 @@ class Trainer:
         def network(x: Tensor, time_input: Tensor) -> Tensor:
             x = x.contiguous(memory_format=torch.channels_last)
             with autocast(self.config.training.precision, self.device):
-                output: Tensor = self.state.network(
-                    x, time_input, labels=batch.labels, low_res=batch.low_res, s=batch.s
-                )
+                output: Tensor = self.engine.call(x, time_input, labels=batch.labels, low_res=batch.low_res, s=batch.s)
             return output
 
         return self.diffusion.training_loss(network, batch.x0, batch.noise, batch.times)
@@ -134,8 +195,9 @@ class Trainer:
 
     def _backward(self, feed: Feed[Batch | Gathered], window: Window) -> Tensor:
         """Add up the gradients of this process's forward passes, and return their losses (N,)."""
-        kept = []
-        for _ in self.parts(self.state.images):
+        kept, left = [], len(self.parts(self.state.images))
+        while left:
+            left -= 1
             waiting = time.perf_counter()
             try:
                 made = feed.take()
@@ -143,8 +205,9 @@ class Trainer:
                 raise RuntimeError(f"{self.config.name}: the training data cannot be read: {error}") from error
             batch = self._finish(made)
             window.waited += time.perf_counter() - waiting
-            losses = self.losses(batch)
-            (losses.sum() / self.config.training.batch_size).backward()
+            with self.engine.accumulating(last=not left):
+                losses = self.losses(batch)
+                (losses.sum() / self.config.training.batch_size).backward()
             window.add(losses, batch.times)
             kept.append(losses.detach())
         return torch.cat(kept)
@@ -155,15 +218,10 @@ class Trainer:
         Reading them is the one moment in a step that waits for the device. The optimizer and the averages, which come
         next, keep it busy while the next forward pass is queued.
         """
-        parameters = list(self.state.network.parameters())
         mean = (losses.double().sum() / self.config.training.batch_size).float().reshape(1)
-        if self.ranks.world > 1:
-            for parameter in parameters:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-            add_in_place([mean, *(parameter.grad for parameter in parameters if parameter.grad is not None)])
+        add_in_place([mean])
         limit = self.config.training.grad_clip
-        norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
+        norm = self.engine.clip(math.inf if limit is None else limit)
         loss, grad_norm = torch.cat([mean, norm.float().reshape(1)]).tolist()
         return loss, grad_norm
 
@@ -191,7 +249,7 @@ class Trainer:
 
     def check_ranks_agree(self) -> None:
         """``RuntimeError`` if the processes' weights are not the same to the bit: what one saves must be everyone's."""
-        if self.ranks.world == 1:
+        if self.ranks.world == 1 or self.state.sharded:  # of what is sharded, each has its own
             return
         parameters = self.state.network.parameters()
         # Sums of the bits themselves, as whole numbers: exact, and blind to no single difference.
