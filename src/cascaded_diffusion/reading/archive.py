@@ -79,14 +79,17 @@ def _check_directory(file: IO[bytes]) -> None:
 
 
 def check_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-    """``UserError`` for a member that is encrypted, packed in a way that numpy never uses, or a zip bomb."""
+    """``UserError`` for a member that is encrypted, packed in a way that numpy never uses, longer than the archive,
+    or a zip bomb."""
     name = f"{path}: {member.filename}"
     if member.flag_bits & 1:
         raise UserError(f"{name} is encrypted")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise UserError(f"{name} is packed by method {member.compress_type}; stored and deflated members are read")
     held = size_of(archive.fp) if archive.fp is not None else 0
-    refuse_bomb(name, min(member.compress_size, held), member.file_size)
+    if member.compress_size > held:  # zipfile would take memory for all of them at once
+        raise UserError(f"{name} claims {member.compress_size} bytes of an archive of {held}")
+    refuse_bomb(name, member.compress_size, member.file_size)
 
 
 @contextmanager
