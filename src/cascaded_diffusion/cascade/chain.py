@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ from cascaded_diffusion.cascade.manifest import (
     MANIFEST_FILE,
     CascadeManifest,
     check_chain,
+    load_entry,
     schedules_agree,
-    verify_stage,
 )
 from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.cascade.save import write_cascade
@@ -144,8 +144,7 @@ class Cascade:
         manifest = CascadeManifest.read(folder)
         stages = []
         for entry in manifest.stages:
-            verify_stage(folder / entry.folder, entry)
-            stages.append(Stage.load(folder / entry.folder))
+            stages.append(load_entry(folder / entry.folder, entry))
             if stages[-1].name != entry.name:
                 raise UserError(
                     f"{folder / entry.folder}: its config.json is that of {stages[-1].name}, not {entry.name}"
@@ -231,7 +230,7 @@ class Cascade:
     def to(self, device: str | torch.device) -> Self:
         """Move every stage to a device."""
         for stage in self.stages.values():
-            stage.network.to(device)
+            stage.to(device)
         return self
 
     @property
@@ -277,6 +276,7 @@ class Cascade:
         augmentation: Choice = None,
         s: Choice = None,
         guidance: Choice = None,
+        more: Mapping[str, Mapping[str, Any]] | None = None,
         start_stage: str | None = None,
         until: str | None = None,
     ) -> Plan:
@@ -290,7 +290,7 @@ class Cascade:
         if last < first:
             raise UserError(f"until: {until} comes before the start stage {start_stage}")
         stages = tuple(self.stages[name] for name in names[first : last + 1])
-        requests = Requests(steps=steps, sampler=sampler, augmentation=augmentation, s=s, guidance=guidance)
+        requests = Requests(steps, sampler, augmentation, s, guidance, more)
         return Plan(stages, resolve_settings(stages, self.defaults, requests, truncated=self.truncated))
 
     def sample(
@@ -303,6 +303,7 @@ class Cascade:
         augmentation: Choice = None,
         s: Choice = None,
         guidance: Choice = None,
+        more: Mapping[str, Mapping[str, Any]] | None = None,
         seed: int = 0,
         batch_size: int | Literal["auto"] = 64,
         low_res: np.ndarray | None = None,
@@ -324,6 +325,7 @@ class Cascade:
             steps, sampler, augmentation, s, guidance: one value for all stages that it means something to, or a dict by
                 stage name; default: what the cascade recommends. A strength s > 0 on a stage whose default is no
                 augmentation means ``nontruncated``.
+            more: other keys of a stage's sampling settings by stage name, such as ``{"sr32": {"start": 0.6}}``.
             seed: of the noise; equal seeds give equal images.
             batch_size: samples that are worked on at once; ``auto`` starts with 64 and halves when memory runs out.
             low_res: uint8 (N, r, r, C) images for ``start_stage`` to enlarge. ``classes`` then are theirs in turn; left
@@ -343,7 +345,7 @@ class Cascade:
         if low_res is not None and start_stage is None and len(self.stages) > 1:
             start_stage = list(self.stages)[1]
         asked = {"steps": steps, "sampler": sampler, "augmentation": augmentation, "s": s, "guidance": guidance}
-        plan = self.plan(**asked, start_stage=start_stage, until=until)
+        plan = self.plan(**asked, more=more, start_stage=start_stage, until=until)
         labels = torch.from_numpy(self.sample_labels(plan, num=num, classes=classes, low_res=low_res, first=first))
         first_batch_size(batch_size)
         _check_low_res(plan, low_res)
@@ -389,6 +391,8 @@ class Cascade:
 
 
 def _check_defaults(stage: Stage, sampling: SamplingConfig) -> None:
+    if sampling.guide != 1 and stage.guide is None:
+        raise UserError(f"{stage.name}: sampling.guide: {sampling.guide:g} needs a guide, which it does not have")
     try:
         stage.config.check_sampling(sampling)
     except ValueError as error:

@@ -66,7 +66,7 @@ class Request:
         seed: of the samples' noise and of every random choice.
         batch_size: samples made at once; the extractor gets at most 256.
         precision: of the networks.
-        choices: steps, sampler, augmentation, s, guidance as :meth:`Cascade.sample` takes them.
+        choices: steps, sampler, augmentation, s, guidance, more as :meth:`Cascade.sample` takes them.
         device: where networks are.
         cache: folder for features of real images.
         keep: where to write the samples, or nowhere.
@@ -343,6 +343,7 @@ def plan_origin(plan: Plan, request: Request, source: Mapping[str, Any]) -> Orig
         seed=request.seed,
         precision=request.precision,
         evaluations=plan.evaluations(),
+        passes=plan.passes(),
         **by_setting,
     )
 

@@ -58,8 +58,9 @@ def sampling_request(
         "cascaded_diffusion": VERSION,
         "torch": torch.__version__,
         "device": device.type,
-        "stages": {stage.name: plan.settings[stage.name].model_dump(mode="json") for stage in plan.stages},
-        "weights": {stage.name: _weights_hash(stage.network) for stage in plan.stages},
+        "stages": {stage.name: plan.settings[stage.name].identity() for stage in plan.stages},
+        "weights": {stage.name: _weights_hash(stage.network) for stage in plan.stages}
+        | {f"{stage.name}/guide": _weights_hash(stage.guide.network) for stage in plan.stages if stage.guide},
         "labels": [len(labels), hashlib.sha256(labels.tobytes()).hexdigest()],
         "low_res": None if low_res is None else [*low_res.shape, hashlib.sha256(low_res.tobytes()).hexdigest()],
         **choices,
