@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -22,6 +23,7 @@ from cascaded_diffusion.networks.unet import NetworkConfig, UNet
 from cascaded_diffusion.reading.plain import refuse_outside
 from cascaded_diffusion.reading.tensors import TensorFacts, check_fit, read_tensors, without_memory
 from cascaded_diffusion.training.config import TrainingConfig
+from cascaded_diffusion.training.geometry import AUGMENT_FEATURES
 
 __all__ = ["Stage", "StageConfig", "StageRecipe", "build_network", "empty_network", "fill_network", "load_weights"]
 
@@ -60,6 +62,7 @@ class StageRecipe(StrictModel):
         if not self.is_base and self.conditioning is None:
             raise ValueError(f"conditioning: {self.name} is an SR stage and needs it")
         self.check_sampling(self.sampling)
+        self._check_crop()
         if self.sampling.guide != 1:
             raise ValueError(
                 f"sampling.guide: {self.sampling.guide:g} needs a guide, which comes with cdm assemble --guide; "
@@ -70,6 +73,23 @@ class StageRecipe(StrictModel):
             raise ValueError(f"conditioning.low_resolution: {low} is not below {self.resolution}")
         self.network.check(self.resolution)
         return self
+
+    def _check_crop(self) -> None:
+        crop, network = self.training.crop, self.network
+        if crop is None:
+            return
+        if self.conditioning is None:
+            raise ValueError(f"training.crop: {crop}, but {self.name} is a base stage; allowed for SR stages alone")
+        if network.attention or network.middle_attention:
+            key = "network.attention" if network.attention else "network.middle_attention"
+            raise ValueError(f"training.crop: {crop} does not go with {key}, which sees another number of pixels later")
+        if crop >= self.resolution:
+            raise ValueError(f"training.crop: {crop} is not below the resolution {self.resolution}")
+        step = network.patch * 2 ** (len(network.multipliers) - 1)
+        low = self.conditioning.low_resolution
+        if crop % step or (low is not None and crop * low % self.resolution):
+            factor = math.lcm(step, self.resolution // math.gcd(self.resolution, low)) if low else step
+            raise ValueError(f"training.crop: {crop} does not fit; allowed: multiples of {factor}")
 
     def check_sampling(self, sampling: SamplingConfig) -> None:
         """``ValueError`` for sampling settings that a stage trained like this has not learned."""
@@ -139,6 +159,8 @@ def build_network(config: StageConfig) -> UNet:
         low_res_channels=config.channels if conditioning is not None else 0,
         s_embedding=conditioning is not None and conditioning.augmentation == "gaussian",
         upsample=conditioning.upsample if conditioning is not None else "bilinear",
+        crop=config.training.crop,
+        augment_features=AUGMENT_FEATURES if config.training.augment else 0,
     )
 
 

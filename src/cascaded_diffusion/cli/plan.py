@@ -90,14 +90,17 @@ def _row(config: StageConfig, batch: int, gpus: int, peak: float) -> list[str]:
         network = build_network(config)
     price = cost(network)
     share = min(config.training.micro_batch or batch, -(-batch // gpus))
-    total = price.training_flops(config.training.images)
+    crop = config.training.crop or config.resolution
+    # A network without attention, the only kind that crops, computes in proportion to the pixels.
+    total = price.training_flops(config.training.images) * (crop / config.resolution) ** 2
+    emas = len(config.training.ema_half_lives) + len(config.training.power_ema)
     gpu_hours = total / (peak * ASSUMED_UTILISATION) / 3600
     return [
         config.name,
         f"{_figure(price.parameters / 1e6)} M",
         _figure(price.forward_flops / 1e9),
         f"{batch:,}",
-        f"{_figure(price.training_bytes(share, emas=len(config.training.ema_half_lives)) / 2**30)} GiB",
+        f"{_figure(price.training_bytes(share, emas=emas) / 2**30)} GiB",
         f"{config.training.images:,}",
         f"{total:.2e}",
         _figure(gpu_hours),

@@ -50,7 +50,8 @@ class DiffusionConfig(StrictModel):
         default=None,
         gt=0,
         le=10,
-        description="prediction: edm: standard deviation of the images' values in [-1, 1]; default EDM's 0.5.",
+        description="prediction: edm: sigma_data, the root mean square of the images' values in [-1, 1]; default EDM's "
+        "0.5, which is their standard deviation where they are grey in the mean.",
     )
     variance: VarianceKind = Field(
         default="posterior",

@@ -164,6 +164,8 @@ def _run(
             window = Window(trainer.device)
         if trainer.crossed(training.preview_every):
             keeper.preview()
+        if training.power_ema and trainer.crossed(training.snapshot_every or training.checkpoint_every):
+            keeper.snapshot()
         if trainer.crossed(training.checkpoint_every):
             trainer.check_ranks_agree()
             keeper.checkpoint()

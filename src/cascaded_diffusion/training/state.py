@@ -25,6 +25,7 @@ from cascaded_diffusion.training.checkpoint import (
 from cascaded_diffusion.training.config import TrainingConfig
 from cascaded_diffusion.training.ema import Averages
 from cascaded_diffusion.training.guard import Guard, NotFiniteError
+from cascaded_diffusion.training.power_ema import PowerAverages
 
 __all__ = ["TrainingState", "learning_rate"]
 
@@ -58,12 +59,13 @@ def _optimizer(config: TrainingConfig, network: UNet, device: torch.device) -> t
 
 @dataclass
 class TrainingState:
-    """Network, optimizer, averages, the count of images seen, and what the guard remembers."""
+    """Network, optimizer, averages of both kinds, the count of images seen, and what the guard remembers."""
 
     config: StageConfig
     network: UNet
     optimizer: torch.optim.Optimizer
     averages: Averages
+    power: PowerAverages
     images: int = 0
     guard: Guard = field(default_factory=Guard)
 
@@ -76,7 +78,8 @@ class TrainingState:
         network = network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         training = config.training
         averages = Averages(network, training.ema_half_lives, training.ema_rampup)
-        return cls(config, network, _optimizer(training, network, device), averages)
+        power = PowerAverages(network, training.power_ema)
+        return cls(config, network, _optimizer(training, network, device), averages, power)
 
     def save(self, run: Path) -> Path:
         """Write a checkpoint.
@@ -94,15 +97,25 @@ class TrainingState:
             run,
             self.images,
             weights=self.network.state_dict(),
-            averages=self.averages.weights,
+            averages=self._averages(),
             optimizer=self.optimizer.state_dict(),
             extra={
                 "stage": self.config.name,
                 "ema_half_lives": list(self.averages.half_lives),
+                **({"power_ema": list(self.power.sigma_rels)} if self.power.sigma_rels else {}),
                 "guard": self.guard.to_json(),
                 "torch": torch.__version__,
             },
         )
+
+    def _averages(self) -> dict[int | str, dict[str, Tensor]]:
+        """All averages: those by half-life, and power-function averages by name."""
+        both: dict[int | str, dict[str, Tensor]] = {}
+        for half_life, average in self.averages.weights.items():
+            both[half_life] = average
+        for name, average in self.power.weights.items():
+            both[name] = average
+        return both
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every floating-point tensor of a checkpoint, with words for it."""
@@ -111,7 +124,7 @@ class TrainingState:
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
                     yield f"the optimizer's {key} of {name}", value
-        for half_life, average in self.averages.weights.items():
+        for half_life, average in self._averages().items():
             for name, value in average.items():
                 yield f"the average {half_life} of {name}", value
 
@@ -135,6 +148,11 @@ class TrainingState:
                     self.averages.load(half_life, weights)
                 else:  # a half-life added by --allow-changes starts from the weights
                     self.averages.load(half_life, dict(self.network.named_parameters()))
+            for name, own in self.power.weights.items():
+                # One added by --allow-changes takes the weights for what they were all along.
+                saved = (folder / ema_file(name)).exists()
+                found = read_tensors(folder / ema_file(name), own) if saved else dict(self.network.named_parameters())
+                self.power.load(name, found)
             self._load_optimizer(folder)
             self.guard = Guard.from_json(manifest["guard"]) if "guard" in manifest else Guard()
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:

@@ -93,7 +93,7 @@ class Trainer:
             x = x.contiguous(memory_format=torch.channels_last)
             with autocast(self.config.training.precision, self.device):
                 output: Tensor = self.state.network(
-                    x, time_input, labels=batch.labels, low_res=batch.low_res, s=batch.s
+                    x, time_input, labels=batch.labels, low_res=batch.low_res, s=batch.s, augment=batch.augment
                 )
             return output
 
@@ -127,6 +127,7 @@ class Trainer:
         if taken:
             state.optimizer.step()
             state.averages.update(training.batch_size, state.images)
+        state.power.update(training.batch_size, state.images)  # also over weights that a skipped step left as they were
         state.optimizer.zero_grad(set_to_none=True)
         window.end_step(training.batch_size, grad_norm if taken else None)
         self.is_whole = True
