@@ -15,13 +15,17 @@ from cascaded_diffusion.cascade.chain import Cascade
 from cascaded_diffusion.cascade.generate import sample_stage, stage_evaluations, stage_grids, stage_passes
 from cascaded_diffusion.cascade.guidance import stage_denoiser
 from cascaded_diffusion.cascade.manifest import CascadeManifest
+from cascaded_diffusion.cascade.sample_store import sampling_request
 from cascaded_diffusion.cascade.sampling import SamplingConfig
+from cascaded_diffusion.cascade.search import run_search
+from cascaded_diffusion.cascade.search_write import write_best_copy
 from cascaded_diffusion.cascade.stage import Stage, StageConfig
 from cascaded_diffusion.cascade.walk import Plan
 from cascaded_diffusion.diffusion.levels import sigma_of
 from cascaded_diffusion.diffusion.process import q_sample
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.randomness import normal
+from cascaded_diffusion.report.stages import sampling_words
 
 Configure = Callable[..., StageConfig]
 Draw = Callable[..., Stage]
@@ -225,3 +229,32 @@ def test_settings_that_change_nothing_leave_no_trace() -> None:
     assert not {"grid", "start", "guide", "guidance_interval", "rho", "sigma_range"} & set(_settings().identity())
     assert _settings(grid="edm").identity()["grid"] == "edm"
     assert SamplingConfig.model_validate(_settings(guide=2.0).identity()) == _settings(guide=2.0)
+
+
+def test_a_search_knows_guides_and_copies_them(
+    guided: Stage, enlarger: Stage, search_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    defaults = {"base4": _settings(steps=2, guide=2.0), "sr8": _settings(steps=2, start=0.9)}
+    Cascade([guided, enlarger], defaults=defaults, no_truncated=True).save_pretrained(tmp_path / "guided")
+    search = search_of("base4", cascade=tmp_path / "guided", guidance=[1, 2])
+    assert "guide/model.safetensors" in search.request.weights["base4"]
+    record = run_search(search, tmp_path / "out", cache=tmp_path / "cache")
+    write_best_copy(tmp_path / "guided", tmp_path / "best", record)
+    best = Cascade.from_pretrained(tmp_path / "best")
+    assert best.stages["base4"].guide is not None
+    assert best.defaults["base4"].guide == 2.0
+    assert best.plan().passes()["base4"] == (4 if best.defaults["base4"].guidance == 1 else 6)
+    # An unfinished sampling is taken up only with the same guide.
+    plan = best.plan()
+    labels = np.arange(4)
+    request = sampling_request(plan, labels, None, device=torch.device("cpu"))
+    worse = best.stages["base4"].guide
+    with torch.no_grad():
+        next(worse.network.parameters()).add_(0.1)
+    assert sampling_request(plan, labels, None, device=torch.device("cpu")) != request
+
+
+def test_reports_tell_of_guide_and_start() -> None:
+    assert sampling_words(_settings(guide=2.0)) == "ddim, 5 steps, guide 2"
+    told = _settings(start=0.9, grid="edm", guidance=1.5, guidance_interval=(0.2, 3))
+    assert sampling_words(told) == "ddim, 5 steps, guidance 1.5, at sigma 0.2 to 3, edm grid rho 7, from time 0.9"
