@@ -82,3 +82,16 @@ def test_a_recipe_is_printed_as_it_is(done: Done, here: Path, name: str) -> None
     assert yaml.safe_load(text)["name"] == name
     (here / "mine.yaml").write_text(text)
     assert load_recipe("mine.yaml") == load_recipe(name)
+
+
+def test_training_on_crops_costs_in_proportion_to_their_pixels(done: Done, here: Path) -> None:
+    raw = yaml.safe_load(done("recipe", "demo").out)
+    sr = raw["stages"][1]
+    sr["network"] = sr["network"] | {"attention": [], "middle_attention": False}
+    (here / "whole.yaml").write_text(yaml.safe_dump(raw))
+    sr["training"] = sr["training"] | {"crop": 16}  # the stages of the file share theirs
+    (here / "crops.yaml").write_text(yaml.safe_dump(raw))
+    whole, crops = (table(done("plan", name).out)[1] for name in ("whole.yaml", "crops.yaml"))
+    assert whole[:4] == crops[:4]  # parameters, and what an image costs to sample
+    assert float(crops[-3]) == pytest.approx(float(whole[-3]) / 4, rel=0.01)
+    assert float(crops[5]) < float(whole[5])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -90,9 +91,14 @@ def _row(config: StageConfig, batch: int, gpus: int, peak: float) -> list[str]:
         network = build_network(config)
     price = cost(network)
     share = min(config.training.micro_batch or batch, -(-batch // gpus))
-    crop = config.training.crop or config.resolution
-    # A network without attention, the only kind that crops, computes in proportion to the pixels.
-    total = price.training_flops(config.training.images) * (crop / config.resolution) ** 2
+    # A network without attention, the only kind that trains on crops, computes and keeps in proportion to the pixels.
+    area = ((config.training.crop or config.resolution) / config.resolution) ** 2
+    price_of_training = replace(
+        price,
+        forward_flops=round(price.forward_flops * area),
+        activation_bytes=round(price.activation_bytes * area),
+    )
+    total = price_of_training.training_flops(config.training.images)
     emas = len(config.training.ema_half_lives) + len(config.training.power_ema)
     gpu_hours = total / (peak * ASSUMED_UTILISATION) / 3600
     return [
@@ -100,7 +106,7 @@ def _row(config: StageConfig, batch: int, gpus: int, peak: float) -> list[str]:
         f"{_figure(price.parameters / 1e6)} M",
         _figure(price.forward_flops / 1e9),
         f"{batch:,}",
-        f"{_figure(price.training_bytes(share, emas=emas) / 2**30)} GiB",
+        f"{_figure(price_of_training.training_bytes(share, emas=emas) / 2**30)} GiB",
         f"{config.training.images:,}",
         f"{total:.2e}",
         _figure(gpu_hours),
