@@ -22,7 +22,7 @@ def test_what_it_counts_is_what_is_done(
     calls: Counter[str] = Counter()
     for stage in search.cascade.stages.values():
         _count_calls(stage, calls, monkeypatch)
-    monkeypatch.setattr(search_forecast, "_seconds_an_evaluation", lambda *_: 0.5)
+    monkeypatch.setattr(search_forecast, "_seconds_a_pass", lambda *_: 0.5)
     found = forecast(search, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert found.passes == {"base4": 1, "sr8": 3, "sr16": 10}
@@ -62,14 +62,12 @@ def test_timing(stage: str, sweep: dict[str, Any], search_of: SearchOf, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_guidance_is_timed_apart(search_of: SearchOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        search_forecast, "_seconds_an_evaluation", lambda _, work, __: 3.0 if work.settings.guidance != 1 else 1.0
-    )
+def test_guidance_counts_its_passes(search_of: SearchOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_forecast, "_seconds_a_pass", lambda *_: 3.0)
     found = forecast(search_of("sr8", guidance=[1, 2]), tmp_path / "out")
     # Two steps each of: base4 once, sr8 unguided, sr8 guided; six samples.
     assert found.evaluations == 3 * 2 * 6
-    assert found.seconds == (1 + 1 + 3) * 2 * 6
+    assert found.seconds == 3 * (1 + 1 + 2) * 2 * 6
 
 
 def test_points_above_stand_on_what_was_found_below(search_of: SearchOf, tmp_path: Path) -> None:

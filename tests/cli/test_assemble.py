@@ -143,3 +143,21 @@ def test_nothing_is_left_of_a_failure(cdm: Done, runs: Path, tmp_path: Path, mon
     assert result.err.count("\n") == 1
     assert result.err.startswith("cdm: OSError: [Errno 28] No space left on device")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_guide_comes_with_a_weight(done: Done, refused: Any, runs: Path, tmp_path: Path) -> None:
+    guide = f"base8={runs / 'base8'}@16"
+    done("assemble", tmp_path / "out", runs / "base8", runs / "sr16", "--guide", guide)
+    entry = json.loads((tmp_path / "out/cascade.json").read_text())["stages"][0]
+    assert entry["sampling"]["guide"] == 2.0
+    expected = load_file(runs / "base8/checkpoints/000000000016/ema-16.safetensors")
+    found = weights(tmp_path / "out/base8/guide")
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+    # A sub-folder takes its guide along, and its weight; --set changes that.
+    done("assemble", tmp_path / "again", tmp_path / "out/base8", "--set", "base8.guide=1.4")
+    entry = json.loads((tmp_path / "again/cascade.json").read_text())["stages"][0]
+    assert entry["sampling"]["guide"] == 1.4
+    assert equal(weights(tmp_path / "again/base8/guide"), found)
+    done("sample", tmp_path / "again", "--out", tmp_path / "guided.npz", "--num", "3")
+    done("sample", tmp_path / "again", "--out", tmp_path / "plain.npz", "--num", "3", "--set", "base8.guide=1")
+    assert not np.array_equal(np.load(tmp_path / "guided.npz")["arr_0"], np.load(tmp_path / "plain.npz")["arr_0"])

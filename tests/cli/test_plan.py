@@ -133,3 +133,19 @@ def test_a_recipe_is_printed_as_it_is(done: Done, here: Path, name: str) -> None
     assert yaml.safe_load(text)["name"] == name
     (here / "mine.yaml").write_text(text)
     assert load_recipe("mine.yaml") == load_recipe(name)
+
+
+def test_training_on_crops_costs_in_proportion_to_their_pixels(done: Done, here: Path) -> None:
+    raw = yaml.safe_load(done("recipe", "demo").out)
+    sr = raw["stages"][1]
+    sr["network"] = sr["network"] | {"attention": [], "middle_attention": False}
+    (here / "whole.yaml").write_text(yaml.safe_dump(raw))
+    sr["training"] = sr["training"] | {"crop": 16}  # the stages of the file share theirs
+    (here / "crops.yaml").write_text(yaml.safe_dump(raw))
+    whole, crops = (json.loads(done("plan", name, "--json").out)["stages"][1] for name in ("whole.yaml", "crops.yaml"))
+    assert whole["sampling"] == crops["sampling"]
+    assert whole["training"]["total_flops"] == pytest.approx(4 * crops["training"]["total_flops"], rel=1e-6)
+    assert whole["training"]["bytes"]["activations"] == pytest.approx(
+        4 * crops["training"]["bytes"]["activations"], rel=1e-6
+    )
+    assert whole["training"]["bytes"]["adam"] == crops["training"]["bytes"]["adam"]

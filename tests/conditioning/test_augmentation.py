@@ -405,3 +405,17 @@ def test_configurations_out_of_range_are_refused(values: dict[str, Any]) -> None
 
 def test_the_modes_are_named() -> None:
     assert SAMPLING_MODES == ("truncated", "nontruncated", "none")
+
+
+def test_gaussian_noise_after_blur() -> None:
+    """Both at once: the noise that s alone would bring, on what blur alone would leave."""
+    z0, index = _images(64), torch.arange(64)
+    image, s = _train(_config(blur_too=True), z0, index)
+    alone, same_s = _train(_config(), z0, index)
+    assert torch.equal(s, same_s)
+    blurred = augment_for_training(_config(augmentation="blur"), None, z0, 7, index).image
+    root = DISCRETE.alpha_bar(s.double()).sqrt().float()[:, None, None, None]
+    torch.testing.assert_close(image - alone, root * (blurred - z0), rtol=1e-4, atol=1e-5)
+    assert 20 < int(((image - alone).abs().amax(dim=(1, 2, 3)) > 1e-3).sum()) < 44
+    with pytest.raises(ValidationError, match=r"blur_too: true needs augmentation: gaussian, not blur"):
+        _config(augmentation="blur", blur_too=True)

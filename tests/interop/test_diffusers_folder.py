@@ -279,3 +279,46 @@ def test_kinds_that_do_not_fit(exported: Path, damaged: Path, tmp_path: Path) ->
     edit(tmp_path / "sr16/unet/config.json", out_channels=6)
     with pytest.raises(UserError, match="low_resolution: 16 is not below 16"):
         import_diffusers(tmp_path / "sr16", low_resolution=16)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"diffusion": DIFFUSION | {"prediction": "edm"}}, "base8: diffusion.prediction: edm; allowed: eps, x0, v"),
+        ({"network": BASE["network"] | {"scaled_skips": True}}, "base8: network.scaled_skips: true; allowed: false"),
+        ({"network": BASE["network"] | {"up_after_conv": True}}, "base8: network.up_after_conv: true; allowed: false"),
+        ({"network": BASE["network"] | {"dropout": [0, 0.1]}}, r"base8: network.dropout: \[0.0, 0.1\] differ by level"),
+        (
+            {"sampling": {"guidance": 2, "guidance_interval": [0.2, 3]}},
+            r"base8: sampling.guidance_interval: \(0.2, 3.0\); allowed: null",
+        ),
+    ],
+)
+def test_modern_options_are_refused_by_name(
+    changes: dict[str, Any], words: str, random_stage: Callable[..., Stage], tmp_path: Path
+) -> None:
+    stage = random_stage(StageConfig.model_validate(BASE | changes))
+    with pytest.raises(UserError, match=words):
+        export_diffusers(Cascade([stage]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_guide_and_a_relay_start_are_refused(random_stage: Callable[..., Stage], tmp_path: Path) -> None:
+    base, sr = (random_stage(StageConfig.model_validate(raw)) for raw in (BASE, SR | {"sampling": {"start": 0.5}}))
+    base.guided_by(random_stage(StageConfig.model_validate(BASE), 1))
+    with pytest.raises(
+        UserError, match=r"base8: a guide; assemble it without.*sr16: sampling.start: 0.5; allowed: null"
+    ):
+        export_diffusers(Cascade([base, sr]), tmp_path / "out")
+
+
+def test_the_embedding_of_an_augmentation_is_left_behind(random_stage: Callable[..., Stage], tmp_path: Path) -> None:
+    """A sample is told of none, so that the embedding adds nothing."""
+    stage = random_stage(StageConfig.model_validate(BASE | {"training": BASE["training"] | {"augment": 0.1}}))
+    export_diffusers(Cascade([stage]), tmp_path / "out")
+    network = load_diffusers_unet(tmp_path / "out/base8")
+    again = import_diffusers(tmp_path / "out/base8")
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    told = {"time": torch.tensor([3.0, 400.0]), "labels": torch.tensor([0, 2])}
+    for other in (network, again.stage.network):
+        torch.testing.assert_close(other(x, **told), stage.network(x, **told), rtol=1e-4, atol=1e-5)

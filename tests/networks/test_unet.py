@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.networks.cost import cost
 from cascaded_diffusion.networks.unet import NetworkConfig, UNet
 
 SMALL: dict[str, Any] = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "heads": 2}
@@ -317,3 +318,55 @@ def test_networks_of_the_paper_have_its_sizes(resolution: str) -> None:
                 s_embedding=resolution == "64",
             )
         assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.005)
+
+
+def test_scaled_skips_shrink_what_the_decoder_sees() -> None:
+    plain, scaled = woken(build()), woken(build({"scaled_skips": True}))
+    scaled.load_state_dict(plain.state_dict())
+    values = inputs(plain)
+    assert (plain(**values) - scaled(**values)).abs().max() > 1e-3
+    # Skips come last in the concatenation: their weights times 1/sqrt(2) do the same where no norm stands before them.
+    seen: list[Tensor] = []
+    level = scaled.decoder[0]
+    level.units[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    h, skip = torch.ones(1, 16, 2, 2), 2 * torch.ones(1, 16, 2, 2)
+    level(h, [skip[:, :8], skip], torch.zeros(1, 32))
+    torch.testing.assert_close(seen[0][:, :16], h)
+    torch.testing.assert_close(seen[0][:, 16:], skip / 2**0.5)
+
+
+@pytest.mark.parametrize("resample", ["conv", "block"])
+def test_up_after_conv_enlarges_last_and_costs_less(resample: str) -> None:
+    late = build({"resample": resample, "up_after_conv": True})
+    early = build({"resample": resample})
+    assert {name: value.shape for name, value in late.state_dict().items()} == {
+        name: value.shape for name, value in early.state_dict().items()
+    }
+    # A convolution before nearest enlargement leaves squares of 2x2 equal pixels in the branch.
+    up = woken(late.decoder[0]).up
+    signal = torch.zeros(1, 32)
+    answer = up(torch.randn(1, 16, 4, 4), signal)
+    assert answer.shape == (1, 16, 8, 8)
+    if resample == "conv":
+        torch.testing.assert_close(answer, answer[:, :, ::2, ::2].repeat_interleave(2, 2).repeat_interleave(2, 3))
+    flops = [cost(network).forward_flops for network in (late, early)]
+    # One of 16 -> 16 channels, 3x3, at 4x4 in place of 8x8 pixels, two operations a multiply-add.
+    assert flops[1] - flops[0] == 2 * 16 * 16 * 9 * (64 - 16)
+
+
+def test_dropout_by_level() -> None:
+    network = build({"dropout": (0.0, 0.3)})
+
+    def rates(part: nn.Module) -> set[float]:
+        return {module.p for module in part.modules() if isinstance(module, nn.Dropout)}
+
+    assert [rates(level) for level in network.encoder] == [{0.0}, {0.3}]
+    assert rates(network.middle) == {0.3}
+    assert [rates(level) for level in network.decoder] == [{0.3}, {0.0}]
+    with pytest.raises(UserError, match=r"network.dropout: \[0.1\] has 1 entries"):
+        build({"dropout": (0.1,)})
+    with pytest.raises(UserError, match=r"network.up_after_conv: true, but resample: plain"):
+        build({"up_after_conv": True, "resample": "plain"})
+    assert NetworkConfig.model_validate({**SMALL, "dropout": 0}).dropouts() == (0.0, 0.0)
+    with pytest.raises(ValidationError):
+        NetworkConfig(**SMALL, dropout=(0.1, 1.0))

@@ -29,6 +29,7 @@ def _configs(recipe: Recipe) -> list[StageConfig]:
 
 def test_the_names_that_are_promised() -> None:
     promised = {"demo", "fashion-mnist-32-small", "fashion-mnist-32", "photos-64", "photos-256"}
+    promised |= {"fashion-mnist-32-modern"}
     assert promised | {"imagenet-64", "imagenet-128", "imagenet-256"} <= set(NAMES)
     assert list(NAMES) == sorted(NAMES)
 

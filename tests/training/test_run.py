@@ -131,7 +131,7 @@ def test_many_differences_are_told_up_to_a_dozen(tmp_path: Path, base_config: Co
         open_run(tmp_path, sr_config(), allow_changes=False)
     line = str(caught.value)
     assert 'name: "base8" -> "sr16"; resolution: 8 -> 16' in line
-    assert "; and 5 more); pass --allow-changes" in line
+    assert "; and 6 more); pass --allow-changes" in line
     assert line.count(" -> ") == 12
 
 

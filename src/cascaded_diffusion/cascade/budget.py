@@ -7,7 +7,7 @@ from functools import cached_property
 from operator import methodcaller
 from typing import Any
 
-from cascaded_diffusion.cascade.generate import stage_evaluations
+from cascaded_diffusion.cascade.generate import stage_evaluations, stage_passes
 from cascaded_diffusion.cascade.stage import Stage, StageConfig, empty_network
 from cascaded_diffusion.networks.cost import Cost, cost
 from cascaded_diffusion.networks.peak import forward_peak, training_peak
@@ -116,6 +116,12 @@ class StageBudget:
         """Parameters, and operations of a forward pass."""
         return cost(self._stage.network)
 
+    @property
+    def _area(self) -> float:
+        """Share of an image's pixels that training sees: a network without attention, the only kind that trains on
+        crops, computes and keeps in proportion to them."""
+        return ((self.config.training.crop or self.config.resolution) / self.config.resolution) ** 2
+
     def _setting(self, name: str, default: Any) -> Any:
         """A training setting that not every version has."""
         return getattr(self.config.training, name, default)
@@ -129,14 +135,17 @@ class StageBudget:
         Checkpointing of activations does the forward pass once more; it is work, but none that training asks for, and
         the utilisation of a GPU is not counted with it.
         """
-        crop = self._setting("crop", None) or self.config.resolution
-        # A network without attention, the only kind that crops, computes in proportion to the pixels.
-        return round(self.price.training_flops(1) * (crop / self.config.resolution) ** 2)
+        return round(self.price.training_flops(1) * self._area)
 
     @property
     def evaluations(self) -> int:
         """Evaluations of the network for one sample with the default settings, the stage going to its end."""
         return stage_evaluations(self._stage, self.config.sampling)
+
+    @property
+    def passes(self) -> int:
+        """Forward passes for one sample: its evaluations, those that are guided twice."""
+        return stage_passes(self._stage, self.config.sampling)
 
     @property
     def is_guided(self) -> bool:
@@ -145,8 +154,8 @@ class StageBudget:
 
     @property
     def sampling_flops(self) -> int:
-        """Operations for one sample: evaluations times a forward pass, twice that with guidance."""
-        return self.price.forward_flops * self.evaluations * (2 if self.is_guided else 1)
+        """Operations for one sample; an evaluation is two forward passes where it is guided."""
+        return self.price.forward_flops * self.passes
 
     # -- memory -------------------------------------------------------------------------------------------------------
 
@@ -159,9 +168,9 @@ class StageBudget:
     @property
     def state_bytes(self) -> dict[str, int]:
         """What lies in memory as long as training goes on: float32, four bytes for each parameter."""
-        parts = self.gpus if self._setting("sharding", "none") == "full" else 1
+        parts = self.gpus if self.config.training.sharding == "full" else 1
         weights = _FLOAT32 * -(-self.price.parameters // parts)
-        averages = len(self.config.training.ema_half_lives) + len(self._setting("power_ema", ()))
+        averages = len(self.config.training.ema_half_lives) + len(self.config.training.power_ema)
         return {"weights": weights, "gradients": weights, "adam": 2 * weights, "averages": averages * weights}
 
     @cached_property
@@ -169,11 +178,11 @@ class StageBudget:
         """What the forward pass of one image keeps for the backward pass, in float32."""
         again = self._setting("checkpoint_activations", "none")
         if again == "none":
-            return self.price.activation_bytes
+            return round(self.price.activation_bytes * self._area)
         network = empty_network(self.config)
         methodcaller("recompute", again)(network)
         few, many = (training_peak(network, count) for count in (_FEW, 2 * _FEW))
-        return (many - few) // _FEW
+        return round((many - few) / _FEW * self._area)
 
     def training_bytes(self, images: int) -> int:
         """Estimated memory of training with ``images`` a forward pass.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ from cascaded_diffusion.cascade.manifest import (
     MANIFEST_FILE,
     CascadeManifest,
     check_chain,
+    load_entry,
     schedules_agree,
-    verify_stage,
 )
 from cascaded_diffusion.cascade.offload import OffloadedStages
 from cascaded_diffusion.cascade.sampling import SamplingConfig
@@ -148,8 +148,7 @@ class Cascade:
         manifest = CascadeManifest.read(folder)
         stages = []
         for entry in manifest.stages:
-            verify_stage(folder / entry.folder, entry)
-            stages.append(Stage.load(folder / entry.folder))
+            stages.append(load_entry(folder / entry.folder, entry))
             if stages[-1].name != entry.name:
                 raise UserError(
                     f"{folder / entry.folder}: its config.json is that of {stages[-1].name}, not {entry.name}"
@@ -242,7 +241,7 @@ class Cascade:
             raise UserError("offload: cpu holds all stages anyway; allowed on an accelerator")
         self.offloaded = OffloadedStages(list(self.stages.values()), torch.device(device)) if offload else None
         for stage in self.stages.values() if not offload else ():
-            stage.network.to(device)
+            stage.to(device)
         return self
 
     @property
@@ -290,6 +289,7 @@ class Cascade:
         augmentation: Choice = None,
         s: Choice = None,
         guidance: Choice = None,
+        more: Mapping[str, Mapping[str, Any]] | None = None,
         start_stage: str | None = None,
         until: str | None = None,
     ) -> Plan:
@@ -303,7 +303,7 @@ class Cascade:
         if last < first:
             raise UserError(f"until: {until} comes before the start stage {start_stage}")
         stages = tuple(self.stages[name] for name in names[first : last + 1])
-        requests = Requests(steps=steps, sampler=sampler, augmentation=augmentation, s=s, guidance=guidance)
+        requests = Requests(steps, sampler, augmentation, s, guidance, more)
         return Plan(stages, resolve_settings(stages, self.defaults, requests, truncated=self.truncated))
 
     def sample(
@@ -316,6 +316,7 @@ class Cascade:
         augmentation: Choice = None,
         s: Choice = None,
         guidance: Choice = None,
+        more: Mapping[str, Mapping[str, Any]] | None = None,
         seed: int = 0,
         batch_size: BatchSizes = 64,
         low_res: np.ndarray | None = None,
@@ -338,6 +339,7 @@ class Cascade:
             steps, sampler, augmentation, s, guidance: one value for all stages that it means something to, or a dict by
                 stage name; default: what the cascade recommends. A strength s > 0 on a stage whose default is no
                 augmentation means ``nontruncated``.
+            more: other keys of a stage's sampling settings by stage name, such as ``{"sr32": {"start": 0.6}}``.
             seed: of the noise; equal seeds give equal images.
             batch_size: samples that a stage works on at once, or a dict of that by stage name. ``auto``, which a stage
                 that the dict leaves out has too: 64 on a CPU, elsewhere what the free memory is estimated to hold;
@@ -361,7 +363,7 @@ class Cascade:
         if low_res is not None and start_stage is None and len(self.stages) > 1:
             start_stage = list(self.stages)[1]
         asked = {"steps": steps, "sampler": sampler, "augmentation": augmentation, "s": s, "guidance": guidance}
-        plan = self.plan(**asked, start_stage=start_stage, until=until)
+        plan = self.plan(**asked, more=more, start_stage=start_stage, until=until)
         labels = torch.from_numpy(self.sample_labels(plan, num=num, classes=classes, low_res=low_res, first=first))
         check_batch_size(batch_size, [stage.name for stage in plan.stages])
         _check_low_res(plan, low_res)
@@ -409,6 +411,8 @@ class Cascade:
 
 
 def _check_defaults(stage: Stage, sampling: SamplingConfig) -> None:
+    if sampling.guide != 1 and stage.guide is None:
+        raise UserError(f"{stage.name}: sampling.guide: {sampling.guide:g} needs a guide, which it does not have")
     try:
         stage.config.check_sampling(sampling)
     except ValueError as error:

@@ -63,9 +63,17 @@ def _rows(cascade: Cascade) -> list[dict[str, str]]:
                 "diffusion": f"{schedule}, predicts {config.diffusion.prediction}",
                 "sampler": f"{sampling.sampler}, {sampling.steps} steps",
                 "guidance": "none" if sampling.guidance == 1 else f"{sampling.guidance:g}",
+                **_modern(stage, sampling),
             }
         )
     return rows
+
+
+def _modern(stage: Stage, sampling: SamplingConfig) -> dict[str, str]:
+    """Rows for what most stages do without."""
+    words = [word for word in sampling.words() if word != f"guidance {sampling.guidance:g}"]
+    guide = {"guide": _megabytes(stage.guide)} if stage.guide is not None else {}
+    return guide | ({"sampled with": ", ".join(words)} if words else {})
 
 
 def _headline(cascade: Cascade) -> str:
@@ -90,10 +98,11 @@ def describe_text(cascade: Cascade) -> str:
 def describe_html(cascade: Cascade) -> str:
     """A headline and a table with a row for each stage. Class names may hold anything, and are escaped."""
     rows = _rows(cascade)
-    head = "".join(f"<th>{html.escape(key)}</th>" for key in rows[0])
+    keys = dict.fromkeys(key for row in rows for key in row)
+    head = "".join(f"<th>{html.escape(key)}</th>" for key in keys)
     left = ' style="text-align: left"'
     body = "".join(
-        "<tr>" + "".join(f"<td{left}>{html.escape(value)}</td>" for value in row.values()) + "</tr>" for row in rows
+        "<tr>" + "".join(f"<td{left}>{html.escape(row.get(key, ''))}</td>" for key in keys) + "</tr>" for row in rows
     )
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return f"<div><strong>{html.escape(_headline(cascade))}</strong>{table}</div>"

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from cascaded_diffusion.cascade.guidance import stage_denoiser
 from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.cascade.stage import Stage
 from cascaded_diffusion.conditioning.augmentation import ConditionedImage, condition_for_sampling
 from cascaded_diffusion.diffusion.grid import extension_grid, sampling_grid
+from cascaded_diffusion.diffusion.levels import sigma_of
 from cascaded_diffusion.diffusion.process import q_sample
-from cascaded_diffusion.diffusion.samplers import SAMPLERS, Callback, Denoiser, NoiseSource, Step, evaluations
+from cascaded_diffusion.diffusion.samplers import (
+    SAMPLERS,
+    Callback,
+    Denoiser,
+    NoiseSource,
+    Step,
+    evaluated_levels,
+    evaluations,
+)
 from cascaded_diffusion.diffusion.schedule import Level
 from cascaded_diffusion.pixels import to_float
 from cascaded_diffusion.randomness import normal
 
-__all__ = ["StageOutput", "low_res_input", "sample_stage", "stage_evaluations", "stage_grids"]
+__all__ = ["StageOutput", "low_res_input", "sample_stage", "stage_evaluations", "stage_grids", "stage_passes"]
 
 
 class StageOutput(NamedTuple):
@@ -34,16 +46,25 @@ class StageOutput(NamedTuple):
 def stage_grids(stage: Stage, settings: SamplingConfig, stop: float = 0.0) -> list[list[Level]]:
     """The grids that sampling walks, one after the other: one, or two with the sampling-step extension."""
     schedule = stage.diffusion.schedule
-    grid = sampling_grid(schedule, settings.steps, stop=stop, endpoints=settings.endpoints)
+    whole = partial(sampling_grid, schedule, settings.steps, endpoints=settings.endpoints, sigmas=settings.sigmas)
+    grid = whole(stop=stop, start=settings.start)
     if not settings.extension:
         return [grid]
-    full = sampling_grid(schedule, settings.steps, endpoints=settings.endpoints)
-    return [full, extension_grid(schedule, grid)]
+    return [whole(start=settings.start), extension_grid(schedule, whole(stop=stop))]
 
 
 def stage_evaluations(stage: Stage, settings: SamplingConfig, stop: float = 0.0) -> int:
-    """Network evaluations (NFE) an image; guidance, which doubles their cost, is not counted."""
+    """Evaluations of the denoiser (NFE) an image; guidance is not counted, see :func:`stage_passes`."""
     return sum(evaluations(settings.sampler, grid) for grid in stage_grids(stage, settings, stop))
+
+
+def stage_passes(stage: Stage, settings: SamplingConfig, stop: float = 0.0) -> int:
+    """Forward passes an image, those of guidance without class and of a guide counted where they happen."""
+    more = (settings.guidance != 1) + (settings.guide != 1)
+    levels = [
+        level for grid in stage_grids(stage, settings, stop) for level in evaluated_levels(settings.sampler, grid)
+    ]
+    return len(levels) + more * sum(settings.guided_at(sigma_of(level.alpha_bar)) for level in levels)
 
 
 def _conditioning(
@@ -105,16 +126,18 @@ def sample_stage(
     device = next(stage.network.parameters()).device
     index = index.to(device)
     condition = _conditioning(stage, settings, low_res, seed, index)
-    network = stage.network_call(
+    denoise = stage_denoiser(
+        stage,
+        settings,
         labels=labels,
         low_res=None if condition is None else condition.image,
         s=None if condition is None else condition.s,
-        guidance=settings.guidance,
     )
-    denoise = stage.diffusion.denoiser(network, clip=settings.clip, percentile=settings.dynamic_threshold)
     shape = (stage.config.channels, stage.config.resolution, stage.config.resolution)
     grids = stage_grids(stage, settings, stop)
     x = normal(seed, f"sampling/{stage.name}/init", index, shape)
+    if settings.start is not None:
+        x = relay_start(stage, low_res, x, grids[0][0])
     x0 = torch.zeros_like(x)  # what is known of the image before any step
     total = sum(len(grid) - 1 for grid in grids)
     done = 0
@@ -128,6 +151,21 @@ def sample_stage(
         done += len(grid) - 1
     finished = grids[-1][-1].alpha_bar == 1
     return StageOutput(x, (x if finished else x0).clamp(-1, 1))
+
+
+def relay_start(stage: Stage, low_res: Tensor | None, noise: Tensor, level: Level) -> Tensor:
+    """The enlarged low-resolution image, noised to a level: where an SR stage starts in place of pure noise.
+
+    After Relay Diffusion (2309.03350), which so passes on what the stage below has made; the image is still the
+    stage's condition too, and its process is the usual one, without the paper's blur. (N, C, R, R).
+    """
+    conditioning = stage.config.conditioning
+    assert conditioning is not None  # a base stage is refused with its settings
+    if low_res is None:
+        raise ValueError(f"{stage.name} needs low-resolution images to start from")
+    size = (stage.config.resolution,) * 2
+    large = functional.interpolate(low_res, size, mode=conditioning.upsample, align_corners=False)
+    return q_sample(large.clamp(-1, 1), noise, level.alpha_bar)
 
 
 def _noise(stage: Stage, seed: int, index: Tensor, shape: tuple[int, int, int], part: int) -> NoiseSource:

@@ -13,6 +13,7 @@ import torch
 
 from cascaded_diffusion.cascade.chain import Cascade
 from cascaded_diffusion.cascade.manifest import CascadeManifest
+from cascaded_diffusion.cascade.sample_store import weights_hash
 from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.cascade.settings import Requests, resolve_settings
 from cascaded_diffusion.cascade.stage import CONFIG_FILE, WEIGHTS_FILE, Stage, StageConfig
@@ -66,7 +67,7 @@ class Request:
         seed: of the samples' noise and of every random choice.
         batch_size: samples made at once; the extractor gets at most 256.
         precision: of the networks.
-        choices: steps, sampler, augmentation, s, guidance as :meth:`Cascade.sample` takes them.
+        choices: steps, sampler, augmentation, s, guidance, more as :meth:`Cascade.sample` takes them.
         device: where networks are.
         cache: folder for features of real images.
         keep: where to write the samples, or nowhere.
@@ -210,14 +211,17 @@ def judge_run(
         number = int(folder.name)
         stage, state = stage_from_run(run, images=number, ema=ema)
         choice = str(state["ema"])
-        weights = WEIGHTS_FILE if choice == "raw" else ema_file(int(choice))
+        files = read_checkpoint(folder)["files"]
+        weights = WEIGHTS_FILE if choice == "raw" else ema_file(choice)
+        # A reconstructed average lies in no file.
+        sha256 = files[weights] if weights in files else weights_hash(stage.network)
         source = {
             "kind": "run",
             "name": run.resolve().name,
             "stage": stage.name,
             "images": number,
             "ema": choice,
-            "sha256": read_checkpoint(folder)["files"][weights],
+            "sha256": sha256,
         }
         stage.network.to(request.device)
         told = replace(request, watch=_prefixed(request.watch, f"{number:,}: ")) if every else request
@@ -343,6 +347,7 @@ def plan_origin(plan: Plan, request: Request, source: Mapping[str, Any]) -> Orig
         seed=request.seed,
         precision=request.precision,
         evaluations=plan.evaluations(),
+        passes=plan.passes(),
         **by_setting,
     )
 

@@ -11,7 +11,7 @@ from typing import Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cascaded_diffusion.cascade.sampling import SamplingConfig
-from cascaded_diffusion.cascade.stage import CONFIG_FILE, WEIGHTS_FILE, StageConfig
+from cascaded_diffusion.cascade.stage import CONFIG_FILE, GUIDE_FOLDER, WEIGHTS_FILE, Stage, StageConfig
 from cascaded_diffusion.config import ClassNames, Facts, Hashes, Name, StrictModel, explain
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import read_json, sha256_of
@@ -22,6 +22,7 @@ __all__ = [
     "CascadeManifest",
     "StageEntry",
     "check_chain",
+    "load_entry",
     "schedules_agree",
     "stage_hashes",
     "verify_stage",
@@ -29,6 +30,7 @@ __all__ = [
 
 MANIFEST_FILE = "cascade.json"
 _STAGE_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+_GUIDE_FILES = tuple(f"{GUIDE_FOLDER}/{name}" for name in _STAGE_FILES)
 
 
 class StageEntry(StrictModel):
@@ -36,7 +38,9 @@ class StageEntry(StrictModel):
 
     name: Name = Field(description="The stage's name.")
     folder: Name = Field(description="Its folder, equal to its name.")
-    sha256: Hashes = Field(description="SHA-256 of each of its files, checked when it is loaded.")
+    sha256: Hashes = Field(
+        description="SHA-256 of each of its files, checked when it is loaded; those of a guide are guide/FILE."
+    )
     sampling: SamplingConfig = Field(description="Default sampling settings in this cascade.")
     truncated: bool = Field(default=False, description="Whether the stage below can be stopped at s for this one.")
     provenance: Facts = Field(default_factory=dict, description="Where the weights come from.")
@@ -52,9 +56,18 @@ class StageEntry(StrictModel):
     def _check(self) -> Self:
         if self.folder != self.name:
             raise ValueError(f"folder: {self.folder!r} must equal the stage's name {self.name!r}")
-        if set(self.sha256) != set(_STAGE_FILES):
-            raise ValueError(f"sha256: must name exactly {', '.join(_STAGE_FILES)}")
+        if set(self.sha256) not in ({*_STAGE_FILES}, {*_STAGE_FILES, *_GUIDE_FILES}):
+            raise ValueError(
+                f"sha256: must name exactly {', '.join(_STAGE_FILES)}, and for a guide {', '.join(_GUIDE_FILES)} too"
+            )
+        if self.sampling.guide != 1 and not self.has_guide:
+            raise ValueError(f"sampling.guide: {self.sampling.guide:g}, but {self.name} has no guide; allowed: 1")
         return self
+
+    @property
+    def has_guide(self) -> bool:
+        """Whether a guide lies in the stage's folder."""
+        return _GUIDE_FILES[0] in self.sha256
 
 
 class CascadeManifest(StrictModel):
@@ -87,13 +100,13 @@ class CascadeManifest(StrictModel):
             manifest = cls.model_validate(value)
         except ValidationError as error:
             raise UserError(f"{path}: {explain(error, value)}") from None
-        refuse_outside(folder, *(folder / entry.folder / name for entry in manifest.stages for name in _STAGE_FILES))
+        refuse_outside(folder, *(folder / entry.folder / name for entry in manifest.stages for name in entry.sha256))
         return manifest
 
 
-def stage_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of a stage folder's files."""
-    return {name: sha256_of(folder / name) for name in _STAGE_FILES}
+def stage_hashes(folder: Path, *, guided: bool = False) -> dict[str, str]:
+    """SHA-256 of a stage folder's files, with ``guided`` also of its guide's."""
+    return {name: sha256_of(folder / name) for name in (*_STAGE_FILES, *(_GUIDE_FILES if guided else ()))}
 
 
 def verify_stage(folder: Path, entry: StageEntry) -> None:
@@ -104,6 +117,12 @@ def verify_stage(folder: Path, entry: StageEntry) -> None:
             raise UserError(f"{path}: missing from the cascade")
         if sha256_of(path) != expected:
             raise UserError(f"{path}: not the file that was assembled (its SHA-256 is not that in {MANIFEST_FILE})")
+
+
+def load_entry(folder: Path, entry: StageEntry) -> Stage:
+    """The stage of an entry with its guide, if it has one, its files compared with their hashes."""
+    verify_stage(folder, entry)
+    return Stage.load(folder, guided=entry.has_guide)
 
 
 def schedules_agree(low: StageConfig, high: StageConfig) -> bool:

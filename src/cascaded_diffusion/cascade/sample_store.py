@@ -29,7 +29,7 @@ from cascaded_diffusion.ranks import from_main
 from cascaded_diffusion.samples import to_rgb
 from cascaded_diffusion.version import VERSION
 
-__all__ = ["BatchStore", "KeptImages", "batch_store", "sampling_request", "store_folder"]
+__all__ = ["BatchStore", "KeptImages", "batch_store", "sampling_request", "store_folder", "weights_hash"]
 
 _REQUEST = "request.json"
 
@@ -61,15 +61,17 @@ def sampling_request(
         "cascaded_diffusion": VERSION,
         "torch": torch.__version__,
         "device": device.type,
-        "stages": {stage.name: plan.settings[stage.name].model_dump(mode="json") for stage in plan.stages},
-        "weights": {stage.name: _weights_hash(stage.network) for stage in plan.stages},
+        "stages": {stage.name: plan.settings[stage.name].identity() for stage in plan.stages},
+        "weights": {stage.name: weights_hash(stage.network) for stage in plan.stages}
+        | {f"{stage.name}/guide": weights_hash(stage.guide.network) for stage in plan.stages if stage.guide},
         "labels": [len(labels), hashlib.sha256(labels.tobytes()).hexdigest()],
         "low_res": None if low_res is None else [*low_res.shape, hashlib.sha256(low_res.tobytes()).hexdigest()],
         **choices,
     }
 
 
-def _weights_hash(network: nn.Module) -> str:
+def weights_hash(network: nn.Module) -> str:
+    """SHA-256 of a network's weights, wherever they come from."""
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from cascaded_diffusion.conditioning.augmentation import AugmentationMode
 from cascaded_diffusion.config import StrictModel, shorten
+from cascaded_diffusion.diffusion.grid import SigmaGrid
 
 __all__ = ["Endpoints", "Guidance", "SamplerName", "SamplingConfig", "StepCount", "Strength"]
 
@@ -36,6 +37,7 @@ Strength = Annotated[float, Field(ge=0, le=1)]
 Guidance = Annotated[float, Field(ge=0, le=100)]
 _Beta = Annotated[float, Field(gt=0, lt=1)]
 Endpoints = tuple[_Beta, _Beta]
+_Sigma = Annotated[float, Field(ge=0, le=1e5)]
 
 
 class SamplingConfig(StrictModel):
@@ -48,7 +50,32 @@ class SamplingConfig(StrictModel):
     endpoints: Endpoints | None = Field(
         default=None, description="Continuous stages: first and last beta of a linear sampling schedule (SR3), or null."
     )
+    grid: Literal["time", "edm", "log-snr"] = Field(
+        default="time",
+        description="Continuous stages: levels even in time, in sigma^(1/rho) (EDM, 2206.00364, eq. 5), or in log SNR.",
+    )
+    sigma_range: tuple[_Sigma, _Sigma] = Field(
+        default=(0.002, 80.0),
+        description="grid: edm, log-snr: sigma of the last and the first level, sigma^2 = 1/SNR; EDM's by default.",
+    )
+    rho: float = Field(default=7.0, ge=1, le=100, description="grid: edm: rho, 7 in the paper.")
+    start: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="SR stages: begin at this time with the enlarged low-resolution image, noised to its level, in "
+        "place of pure noise (relay start, after 2309.03350); steps still count the whole range. Null: noise.",
+    )
     guidance: Guidance = Field(default=1.0, description="Classifier-free guidance (2207.12598); 1 is none.")
+    guide: Guidance = Field(
+        default=1.0,
+        description="Autoguidance (2406.02507): weight with which the stage is led away from its guide, a worse copy "
+        "that the cascade holds; 1 is none.",
+    )
+    guidance_interval: tuple[_Sigma, _Sigma] | None = Field(
+        default=None,
+        description="Guide only where low < sigma <= high, sigma^2 = 1/SNR (2404.07724); null: everywhere.",
+    )
     augmentation: AugmentationMode = Field(
         default="none", description="SR stages with gaussian augmentation: truncated, nontruncated or none."
     )
@@ -68,4 +95,55 @@ class SamplingConfig(StrictModel):
             raise ValueError(f"s: {self.s:g} does not go with augmentation: none; allowed 0")
         if self.endpoints is not None and self.endpoints[0] > self.endpoints[1]:
             raise ValueError(f"endpoints: {list(self.endpoints)} is not a pair 0 < first <= last < 1")
+        self._check_grid()
+        if self.start is not None and self.augmentation == "truncated":
+            raise ValueError(
+                f"start: {self.start:g} needs the whole low-resolution image, which augmentation: truncated does not "
+                "give; allowed: nontruncated, none"
+            )
+        interval = self.guidance_interval
+        if interval is not None and interval[0] >= interval[1]:
+            raise ValueError(f"guidance_interval: {list(interval)} is not a range; allowed: lowest first")
         return self
+
+    def _check_grid(self) -> None:
+        low, high = self.sigma_range
+        if not 0 < low < high:
+            raise ValueError(f"sigma_range: [{low:g}, {high:g}] is not a pair 0 < last < first")
+        fields = SamplingConfig.model_fields
+        if self.grid == "time" and self.sigma_range != fields["sigma_range"].default:
+            raise ValueError(f"sigma_range: [{low:g}, {high:g}] needs grid: edm or log-snr")
+        if self.grid != "edm" and self.rho != fields["rho"].default:
+            raise ValueError(f"rho: {self.rho:g} needs grid: edm")
+        if self.grid != "time" and self.endpoints is not None:
+            raise ValueError(f"endpoints: {list(self.endpoints)} does not go with grid: {self.grid}; choose one")
+
+    @property
+    def sigmas(self) -> SigmaGrid | None:
+        """Where the grid lies, if it is not even in time."""
+        return None if self.grid == "time" else SigmaGrid(*self.sigma_range, self.rho if self.grid == "edm" else None)
+
+    def guided_at(self, sigma: float) -> bool:
+        """Whether guidance of either kind acts at a level."""
+        if self.guidance == 1 and self.guide == 1:
+            return False
+        return self.guidance_interval is None or self.guidance_interval[0] < sigma <= self.guidance_interval[1]
+
+    def identity(self) -> dict[str, Any]:
+        """All settings as JSON, those that came later left out where they change nothing: what was kept under the
+        settings before them is found again."""
+        later = ("grid", "sigma_range", "rho", "start", "guide", "guidance_interval")
+        fields = SamplingConfig.model_fields
+        unused = {name for name in later if getattr(self, name) == fields[name].default}
+        return self.model_dump(mode="json", exclude=unused)
+
+    def words(self) -> list[str]:
+        """What there is to say of guidance, grid and start, such as ``guidance 1.5`` and ``from time 0.6``."""
+        told = [] if self.guidance == 1 else [f"guidance {self.guidance:g}"]
+        told += [] if self.guide == 1 else [f"guide {self.guide:g}"]
+        if told and self.guidance_interval is not None:
+            told.append("at sigma {:g} to {:g}".format(*self.guidance_interval))
+        if self.grid != "time":
+            rho = f" rho {self.rho:g}" if self.grid == "edm" else ""
+            told.append(f"{self.grid} grid{rho}")
+        return told + ([] if self.start is None else [f"from time {self.start:g}"])

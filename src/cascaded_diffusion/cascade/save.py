@@ -39,7 +39,7 @@ def write_cascade(
                 StageEntry(
                     name=stage.name,
                     folder=stage.name,
-                    sha256=stage_hashes(folder / stage.name),
+                    sha256=stage_hashes(folder / stage.name, guided=stage.guide is not None),
                     sampling=sampling,
                     truncated=truncated,
                     provenance=dict(provenance),

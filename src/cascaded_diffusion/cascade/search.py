@@ -160,11 +160,11 @@ def _ground(
 def _fixed(settings: SamplingConfig, choices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The settings that the search leaves alone. Those it sweeps may differ when it is resumed: it changes them."""
     swept = {key for choice in choices for key in choice}
-    return {key: value for key, value in settings.model_dump(mode="json").items() if key not in swept}
+    return {key: value for key, value in settings.identity().items() if key not in swept}
 
 
 def evaluations(cascade: Cascade, work: Pass) -> int:
-    """Network evaluations an image in one pass; guidance, which doubles their cost, is not counted."""
+    """Evaluations of the denoiser an image in one pass; guidance, which makes some cost more, is not counted."""
     return stage_evaluations(cascade.stages[work.stage], work.settings, work.stop)
 
 

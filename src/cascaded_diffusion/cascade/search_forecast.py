@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from cascaded_diffusion.cascade.chain import Cascade
+from cascaded_diffusion.cascade.generate import stage_passes
 from cascaded_diffusion.cascade.search import Search, evaluations
 from cascaded_diffusion.cascade.search_passes import Precision
 from cascaded_diffusion.cascade.search_points import Pass, Point, count_passes
@@ -70,19 +71,19 @@ def forecast(search: Search, out: Path) -> Forecast:
 
 
 def _seconds(search: Search, missing: list[Pass]) -> float:
-    timed: dict[tuple[str, bool], float] = {}
+    timed: dict[str, float] = {}
     total = 0.0
     for work in missing:
-        kind = (work.stage, work.settings.guidance != 1)  # guidance runs the network on twice as many images
-        if kind not in timed:
-            timed[kind] = _seconds_an_evaluation(search.cascade, work, search.request.precision)
-        total += timed[kind] * evaluations(search.cascade, work)
+        if work.stage not in timed:
+            timed[work.stage] = _seconds_a_pass(search.cascade, work, search.request.precision)
+        # A guide's network counts as the stage's own.
+        total += timed[work.stage] * stage_passes(search.cascade.stages[work.stage], work.settings, work.stop)
     return total * search.request.num / current_ranks().world
 
 
 @torch.no_grad()
-def _seconds_an_evaluation(cascade: Cascade, work: Pass, precision: Precision, *, batch: int = 16) -> float:
-    """How long a pass's network takes for one image here, from evaluations of one small batch."""
+def _seconds_a_pass(cascade: Cascade, work: Pass, precision: Precision, *, batch: int = 16) -> float:
+    """How long a stage's network takes for one image here, from forward passes of one small batch."""
     stage, device = cascade.stages[work.stage], cascade.device
     config, conditioning = stage.config, stage.config.conditioning
     low_res = s = None
@@ -91,7 +92,7 @@ def _seconds_an_evaluation(cascade: Cascade, work: Pass, precision: Precision, *
         low_res = torch.zeros(batch, config.channels, side, side, device=device)
         s = torch.zeros(batch, device=device) if conditioning.augmentation == "gaussian" else None
     labels = None if config.classes is None else torch.zeros(batch, dtype=torch.int64, device=device)
-    network = stage.network_call(labels=labels, low_res=low_res, s=s, guidance=work.settings.guidance)
+    network = stage.network_call(labels=labels, low_res=low_res, s=s)
     x = torch.zeros(batch, config.channels, config.resolution, config.resolution, device=device)
     moment = torch.full((batch,), 0.5, device=device)
     with autocast(precision, device):

@@ -97,7 +97,7 @@ class Pass(NamedTuple):
     @property
     def key(self) -> str:
         """A name for its files: the stage, and a hash of the settings of everything up to here."""
-        said = [(part.stage, part.settings.model_dump(mode="json"), part.stop) for part in self.chain]
+        said = [(part.stage, part.settings.identity(), part.stop) for part in self.chain]
         return f"{self.stage}-{hashlib.sha256(json.dumps(said).encode()).hexdigest()[:10]}"
 
 

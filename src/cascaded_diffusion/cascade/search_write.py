@@ -42,8 +42,8 @@ def write_best_copy(folder: Path, copy: Path, record: SearchRecord) -> None:
     with new_folder(copy) as made:
         for entry in manifest.stages:
             verify_stage(folder / entry.folder, entry)
-            (made / entry.folder).mkdir()
             for name in entry.sha256:
+                (made / entry.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(folder / entry.folder / name, made / entry.folder / name)
         write_json(made / MANIFEST_FILE, changed.model_dump(mode="json"))
 

@@ -31,6 +31,8 @@ class Requests:
     augmentation: Choice = None
     s: Choice = None
     guidance: Choice = None
+    more: Mapping[str, Mapping[str, Any]] | None = None
+    """Stage name to other keys of its sampling settings."""
 
 
 def _gaussian(stage: Stage) -> bool:
@@ -137,6 +139,13 @@ def resolve_settings(
         UserError: anything asked for that a stage cannot do, with the value and what is allowed.
     """
     choices = _spread_all(stages, requests)
+    names = [stage.name for stage in stages]
+    for name, keys in (requests.more or {}).items():
+        if name not in names:
+            raise UserError(f"set: no stage {name!r} in use; allowed: {', '.join(names)}")
+        for key in ("augmentation", "s"):
+            if key in keys:
+                raise UserError(f"set: {name}.{key} has an option of its own; give {key} as that")
     settled: dict[str, SamplingConfig] = {}
     for position, stage in enumerate(stages):
         default = defaults[stage.name]
@@ -151,7 +160,9 @@ def resolve_settings(
                 why = "starts from given images"
             mode, s = changes.get("augmentation"), changes.get("s")
             changes |= _augmentation(stage, default, mode, s, why_not_truncated=why)
-        settled[stage.name] = _validated(stage, default, changes)
+        more = dict((requests.more or {}).get(stage.name, {}))
+        settled[stage.name] = _validated(stage, default, changes | more)
+        _check_more(stage, settled[stage.name])
     for low, above in zip_longest(stages, stages[1:]):
         stage_grids(low, settled[low.name], stop_for(above, settled))  # refuses steps that the stage does not have
     return settled
@@ -180,6 +191,16 @@ def _validated(stage: Stage, default: SamplingConfig, changes: dict[str, Any]) -
         return SamplingConfig.model_validate(default.model_dump() | changes)
     except ValidationError as error:
         raise UserError(f"{stage.name}: {explain(error)}") from None
+
+
+def _check_more(stage: Stage, settings: SamplingConfig) -> None:
+    """``UserError`` for settings that the stage cannot follow: it lacks a guide, an image to start from, or a level."""
+    if settings.guide != 1 and stage.guide is None:
+        raise UserError(f"guide: {settings.guide:g} needs a guide for {stage.name}; cdm assemble --guide gives it one")
+    try:
+        stage.config.check_sampling(settings)
+    except ValueError as error:
+        raise UserError(f"{stage.name}: {error}") from None
 
 
 def stop_for(above: Stage | None, settings: Mapping[str, SamplingConfig]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -22,12 +23,14 @@ from cascaded_diffusion.networks.unet import NetworkConfig, UNet
 from cascaded_diffusion.reading.plain import refuse_outside
 from cascaded_diffusion.reading.tensors import TensorFacts, check_fit, read_tensors, without_memory
 from cascaded_diffusion.training.config import TrainingConfig
+from cascaded_diffusion.training.geometry import AUGMENT_FEATURES
 
 __all__ = ["Stage", "StageConfig", "StageRecipe", "build_network", "empty_network", "fill_network", "load_weights"]
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 ORIGIN_FILE = "origin.json"
+GUIDE_FOLDER = "guide"
 MAX_CLASSES = 1_000_000
 
 
@@ -59,11 +62,34 @@ class StageRecipe(StrictModel):
         if not self.is_base and self.conditioning is None:
             raise ValueError(f"conditioning: {self.name} is an SR stage and needs it")
         self.check_sampling(self.sampling)
+        self._check_crop()
+        if self.sampling.guide != 1:
+            raise ValueError(
+                f"sampling.guide: {self.sampling.guide:g} needs a guide, which comes with cdm assemble --guide; "
+                "allowed here: 1"
+            )
         low = self.conditioning.low_resolution if self.conditioning is not None else None
         if low is not None and low >= self.resolution:
             raise ValueError(f"conditioning.low_resolution: {low} is not below {self.resolution}")
         self.network.check(self.resolution)
         return self
+
+    def _check_crop(self) -> None:
+        crop, network = self.training.crop, self.network
+        if crop is None:
+            return
+        if self.conditioning is None:
+            raise ValueError(f"training.crop: {crop}, but {self.name} is a base stage; allowed for SR stages alone")
+        if network.attention or network.middle_attention:
+            key = "network.attention" if network.attention else "network.middle_attention"
+            raise ValueError(f"training.crop: {crop} does not go with {key}, which sees another number of pixels later")
+        if crop >= self.resolution:
+            raise ValueError(f"training.crop: {crop} is not below the resolution {self.resolution}")
+        step = network.patch * 2 ** (len(network.multipliers) - 1)
+        low = self.conditioning.low_resolution
+        if crop % step or (low is not None and crop * low % self.resolution):
+            factor = math.lcm(step, self.resolution // math.gcd(self.resolution, low)) if low else step
+            raise ValueError(f"training.crop: {crop} does not fit; allowed: multiples of {factor}")
 
     def check_sampling(self, sampling: SamplingConfig) -> None:
         """``ValueError`` for sampling settings that a stage trained like this has not learned."""
@@ -75,6 +101,10 @@ class StageRecipe(StrictModel):
             raise ValueError(f"sampling.s: {sampling.s:g} is above conditioning.s_max {conditioning.s_max:g}")
         if sampling.endpoints is not None and not self.diffusion.noise_schedule.is_continuous:
             raise ValueError("sampling.endpoints: a sampling schedule of its own needs a continuous noise_schedule")
+        if sampling.grid != "time" and not self.diffusion.noise_schedule.is_continuous:
+            raise ValueError(f"sampling.grid: {sampling.grid} needs a continuous noise_schedule; allowed: time")
+        if sampling.start is not None and conditioning is None:
+            raise ValueError(f"sampling.start: {self.name} is a base stage and has no image to start from; remove it")
         if sampling.guidance != 1 and self.training.class_dropout == 0:
             raise ValueError(
                 f"sampling.guidance: {sampling.guidance:g} needs training.class_dropout above 0; allowed 1"
@@ -129,6 +159,8 @@ def build_network(config: StageConfig) -> UNet:
         low_res_channels=config.channels if conditioning is not None else 0,
         s_embedding=conditioning is not None and conditioning.augmentation == "gaussian",
         upsample=conditioning.upsample if conditioning is not None else "bilinear",
+        crop=config.training.crop,
+        augment_features=AUGMENT_FEATURES if config.training.augment else 0,
     )
 
 
@@ -159,6 +191,22 @@ def fill_network(network: UNet, weights: Mapping[str, Tensor], path: Path) -> No
     network.load_state_dict({key: value.float() for key, value in weights.items()}, assign=empty)
 
 
+def _check_guide(config: StageConfig, guide: StageConfig) -> None:
+    """``UserError`` for a guide that does not see and make what the stage does."""
+    pairs = {
+        "name": (config.name, guide.name),
+        "channels": (config.channels, guide.channels),
+        "classes": ((config.classes, config.class_names), (guide.classes, guide.class_names)),
+        "diffusion.noise_schedule": (config.diffusion.noise_schedule, guide.diffusion.noise_schedule),
+    }
+    if config.conditioning is not None and guide.conditioning is not None:
+        for key in ("augmentation", "low_resolution", "low_schedule", "s_max"):
+            pairs[f"conditioning.{key}"] = (getattr(config.conditioning, key), getattr(guide.conditioning, key))
+    for key, (own, other) in pairs.items():
+        if own != other:
+            raise UserError(f"guide: {key} of the guide for {config.name} differs: {other} where the stage has {own}")
+
+
 class Stage:
     """A trained stage, ready to sample.
 
@@ -167,15 +215,24 @@ class Stage:
         network: the U-Net, in eval mode.
         diffusion: its diffusion process.
         low_schedule: the schedule that s refers to, for stages with gaussian augmentation.
+        guide: a worse copy of the stage for autoguidance (2406.02507), if there is one.
     """
 
-    def __init__(self, config: StageConfig, network: UNet) -> None:
+    def __init__(self, config: StageConfig, network: UNet, guide: Stage | None = None) -> None:
         self.config = config
         self.network = network.eval().requires_grad_(False)
         self.diffusion = Diffusion(config.diffusion)
         conditioning = config.conditioning
         schedule = conditioning.low_schedule if conditioning is not None else None
         self.low_schedule = Schedule(schedule) if schedule is not None else None
+        self.guide: Stage | None = None
+        if guide is not None:
+            self.guided_by(guide)
+
+    def guided_by(self, guide: Stage) -> None:
+        """Take a guide, without one of its own; ``UserError`` if it does not see and make what the stage does."""
+        _check_guide(self.config, guide.config)
+        self.guide = Stage(guide.config, guide.network)
 
     @property
     def name(self) -> str:
@@ -183,14 +240,25 @@ class Stage:
         return self.config.name
 
     @classmethod
-    def load(cls, folder: Path) -> Stage:
-        """Open a stage folder. ``UserError`` if a file is missing, damaged, or does not fit the other."""
+    def load(cls, folder: Path, *, guided: bool = False) -> Stage:
+        """Open a stage folder, with ``guided`` also the guide in its sub-folder ``guide``.
+
+        Raises:
+            UserError: a file is missing, damaged, or does not fit the other.
+        """
         refuse_outside(folder, folder / CONFIG_FILE, folder / WEIGHTS_FILE)
         config = StageConfig.load(folder / CONFIG_FILE)
         network = empty_network(config)
         weights = load_weights(folder / WEIGHTS_FILE, network.state_dict())
         fill_network(network, weights, folder / WEIGHTS_FILE)
-        return cls(config, network)
+        return cls(config, network, cls.load(folder / GUIDE_FOLDER) if guided else None)
+
+    def to(self, device: str | torch.device) -> Stage:
+        """Move the networks to a device."""
+        self.network.to(device)
+        if self.guide is not None:
+            self.guide.to(device)
+        return self
 
     def save(self, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write the stage folder with the weights in ``dtype``: float16 halves them; loaded they are float32 again."""
@@ -199,6 +267,8 @@ class Stage:
         save_file(state, folder / WEIGHTS_FILE)
         open_as_usual(folder / WEIGHTS_FILE)
         write_json(folder / CONFIG_FILE, self.config.model_dump(mode="json"))
+        if self.guide is not None:
+            self.guide.save(folder / GUIDE_FOLDER, dtype=dtype)
 
     def network_call(
         self, *, labels: Tensor | None, low_res: Tensor | None, s: Tensor | None, guidance: float = 1.0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cascaded_diffusion.cascade.batching import Batches, BatchSizes, StageBatches, first_batch_size
-from cascaded_diffusion.cascade.generate import StageOutput, sample_stage, stage_evaluations, stage_grids
+from cascaded_diffusion.cascade.generate import sample_stage, stage_evaluations, stage_grids, stage_passes
 from cascaded_diffusion.cascade.offload import OffloadedStages
 from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.cascade.settings import stop_for
@@ -75,15 +75,20 @@ class Plan(NamedTuple):
             words = [f"{stage.name} {settings.sampler} {settings.steps} steps"]
             if settings.augmentation != "none":
                 words.append(f"{settings.augmentation} s={settings.s:g}")
-            if settings.guidance != 1:
-                words.append(f"guidance {settings.guidance:g}")
-            parts.append(", ".join(words))
+            parts.append(", ".join(words + settings.words()))
         return "; ".join(parts)
 
     def evaluations(self) -> dict[str, int]:
-        """Network evaluations an image, for every stage."""
+        """Evaluations of the denoiser an image, for every stage; guidance is not counted."""
         return {
             stage.name: stage_evaluations(stage, self.settings[stage.name], self.stop(i))
+            for i, stage in enumerate(self.stages)
+        }
+
+    def passes(self) -> dict[str, int]:
+        """Forward passes an image, for every stage, those of guidance and of a guide included."""
+        return {
+            stage.name: stage_passes(stage, self.settings[stage.name], self.stop(i))
             for i, stage in enumerate(self.stages)
         }
 
@@ -236,7 +241,7 @@ def _sample_batch(
                 if callback is not None:
                     callback(CascadeStep(stage.name, step, index[start:end]))
 
-            output: StageOutput = sample_stage(
+            output = sample_stage(
                 stage,
                 plan.settings[stage.name],
                 index=index[start:end],

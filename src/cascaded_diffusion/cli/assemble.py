@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cascaded_diffusion.cli.places import check_place
-from cascaded_diffusion.cli.values import whole_from
+from cascaded_diffusion.cli.values import stage_settings, whole_from
 from cascaded_diffusion.errors import UserError
 
 __all__ = ["assemble_command"]
@@ -31,7 +31,10 @@ def assemble_command(
     ema: Annotated[
         str | None,
         typer.Option(
-            "--ema", metavar="HALF_LIFE|raw", help="Which weight average of the runs; default the recipe's first."
+            "--ema",
+            metavar="HALF_LIFE|SIGMA_REL|raw",
+            help="Which weight average of the runs: a half-life in images, or "
+            "the relative length of a power-function average, such as 0.05; default the recipe's first half-life.",
         ),
     ] = None,
     no_truncated: Annotated[
@@ -40,6 +43,19 @@ def assemble_command(
             "--no-truncated", help="Accept an SR stage trained with another schedule than the stage below has."
         ),
     ] = False,
+    guide: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--guide",
+            metavar="STAGE=PART",
+            help="A worse copy of a stage to guide it (2406.02507): trained for a shorter time, or smaller. "
+            "STAGE=PART@IMAGES takes that checkpoint of a run.",
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="STAGE.KEY=VALUE", help="A default sampling setting, such as base16.guide=1.8."),
+    ] = None,
     half: Annotated[bool, typer.Option("--half", help="Store the weights in 16 bits.")] = False,
 ) -> None:
     """Chain trained stages into a cascade folder that cdm sample takes.
@@ -50,6 +66,7 @@ def assemble_command(
     import torch
 
     from cascaded_diffusion.cascade.chain import Cascade
+    from cascaded_diffusion.cascade.guides import add_guides, default_sampling, parse_guide
     from cascaded_diffusion.files import refuse_filled
     from cascaded_diffusion.training.export import is_run, load_part
 
@@ -64,9 +81,16 @@ def assemble_command(
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"two parts are called {twice}; a cascade has each stage once")
+    add_guides([stage for stage, _, _ in loaded], [parse_guide(text) for text in guide or ()], ema=ema)
+    more = stage_settings(settings)
+    for name in more:
+        if name not in names:
+            raise UserError(f"--set: no stage {name!r} among the parts; allowed: {', '.join(names)}")
     cascade = Cascade(
         [stage for stage, _, _ in loaded],
-        defaults={stage.name: sampling for stage, sampling, _ in loaded},
+        defaults={
+            stage.name: default_sampling(stage, sampling, more.get(stage.name, {})) for stage, sampling, _ in loaded
+        },
         no_truncated=no_truncated,
         provenance={stage.name: provenance for stage, _, provenance in loaded},
     )

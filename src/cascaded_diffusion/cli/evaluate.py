@@ -111,13 +111,19 @@ def evaluate_command(
     guidance: Annotated[
         str | None, typer.Option("--guidance", metavar="V", help=f"Classifier-free guidance, 1 is none. {PER_STAGE}")
     ] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Another sampling setting, such as sr32.start=0.6."),
+    ] = None,
 ) -> None:
     """Score images against real ones: a cascade's, one stage's, or those of a file.
 
     An SR stage alone enlarges real low-resolution images. Many GPUs: torchrun --nproc-per-node 8 -m --
     cascaded_diffusion evaluate ... (the -- keeps torchrun from reading --num).
     """
-    choices = sampling_choices(steps=steps, sampler=sampler, augmentation=augmentation, s=s, guidance=guidance)
+    choices = sampling_choices(
+        steps=steps, sampler=sampler, augmentation=augmentation, s=s, guidance=guidance, more=more
+    )
     kind = _kind(subject)
     _refuse_unfit(
         kind,
@@ -127,7 +133,8 @@ def evaluate_command(
             "--ema": (ema, ("run",)),
             "--keep": (keep, ("cascade", "run", "stage")),
             "--precision": (precision, ("cascade", "run", "stage")),
-            **{f"--{name}": (value, ("cascade", "run", "stage")) for name, value in choices.items()},
+            **{f"--{name}": (value, ("cascade", "run", "stage")) for name, value in choices.items() if name != "more"},
+            "--set": (more, ("cascade", "run", "stage")),
         },
     )
     if keep is not None and all_checkpoints:

@@ -129,6 +129,7 @@ def _figures(budget: StageBudget, gpu: Gpu, mfu: float, price: float | None) -> 
         },
         "sampling": {
             "evaluations": budget.evaluations,
+            "forward_passes": budget.passes,
             "guided": budget.is_guided,
             "flops_an_image": budget.sampling_flops,
             "images_per_second": budget.gpus * budget.images_per_second(budget.sampling_flops, gpu.peak, mfu),
@@ -213,7 +214,8 @@ def _sampling_row(each: dict[str, Any]) -> dict[str, str]:
     sampling = each["sampling"]
     return {
         "sampling": each["stage"],
-        "evaluations": f"{sampling['evaluations']:,}{' x 2' if sampling['guided'] else ''}",
+        "evaluations": f"{sampling['evaluations']:,}",
+        "forward passes": f"{sampling['forward_passes']:,}",
         "GFLOP/image": _figure(sampling["flops_an_image"] / 1e9),
         "images/s": _figure(sampling["images_per_second"]),
         "memory an image": _bytes(sampling["bytes_an_image"]),

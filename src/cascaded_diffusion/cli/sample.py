@@ -76,6 +76,10 @@ def sample_command(
     guidance: Annotated[
         str | None, typer.Option("--guidance", metavar="V", help=f"Classifier-free guidance, 1 is none. {PER_STAGE}")
     ] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Another sampling setting, such as sr32.start=0.6."),
+    ] = None,
     precision: Annotated[
         str,
         typer.Option("--precision", metavar="P", help="fp32, bf16, or auto: bf16 where the hardware computes in it."),
@@ -99,7 +103,9 @@ def sample_command(
     Many GPUs: torchrun --nproc-per-node 8 -m -- cascaded_diffusion sample ... (the -- keeps torchrun from reading
     --num); the images are the same.
     """
-    choices = sampling_choices(steps=steps, sampler=sampler, augmentation=augmentation, s=s, guidance=guidance)
+    choices = sampling_choices(
+        steps=steps, sampler=sampler, augmentation=augmentation, s=s, guidance=guidance, more=more
+    )
     wanted: list[str] | list[int] | None = split_classes(classes)
     size = batch_sizes(batch_size)
     if num is not None and per_class is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 import typer
@@ -19,6 +19,7 @@ __all__ = [
     "sampling_choices",
     "split_classes",
     "split_trackers",
+    "stage_settings",
     "to_number",
     "whole_from",
 ]
@@ -96,7 +97,13 @@ def per_stage(option: str, text: str | None, read: Callable[[str], T]) -> Any:
 
 
 def sampling_choices(
-    *, steps: str | None, sampler: str | None, augmentation: str | None, s: str | None, guidance: str | None
+    *,
+    steps: str | None,
+    sampler: str | None,
+    augmentation: str | None,
+    s: str | None,
+    guidance: str | None,
+    more: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """What the options of those names ask of the stages, as :meth:`Cascade.sample` takes it."""
     return {
@@ -105,7 +112,20 @@ def sampling_choices(
         "augmentation": per_stage("--augmentation", augmentation, str),
         "s": per_stage("--s", s, to_number("--s")),
         "guidance": per_stage("--guidance", guidance, to_number("--guidance")),
+        "more": stage_settings(more) or None,
     }
+
+
+def stage_settings(settings: Sequence[str] | None) -> dict[str, dict[str, Any]]:
+    """``STAGE.KEY=VALUE`` words as stage name -> key -> value; values are read as YAML."""
+    from cascaded_diffusion.recipes.recipe import parse_overrides
+
+    found: dict[str, dict[str, Any]] = {}
+    for path, value in parse_overrides(settings or ()):
+        if len(path) != 2:
+            raise UserError(f"--set: {'.'.join(path)!r} is not of the form STAGE.KEY=VALUE")
+        found.setdefault(path[0], {})[path[1]] = value
+    return found
 
 
 def check_precision(precision: str | None) -> None:

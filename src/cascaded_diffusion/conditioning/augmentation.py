@@ -6,7 +6,8 @@ in training makes it forgive the mistakes of the stage before:
 - ``gaussian``: :math:`z_s = \sqrt{\bar\alpha(s)}\,z_0 + \sqrt{1-\bar\alpha(s)}\,\epsilon`, with the low-resolution
   stage's own schedule, before up-sampling. s is drawn for every example and told to the network, so that one network
   serves all s and the best is chosen after training (the paper's "amortized" augmentation).
-- ``blur``: a 3x3 Gaussian filter on half of the examples, in training only.
+- ``blur``: a 3x3 Gaussian filter on half of the examples, in training only. With ``blur_too`` a gaussian stage is
+  blurred so before it is noised.
 - ``none``: nothing.
 
 Training and sampling both come here, so that what the network sees is made by the same code.
@@ -59,6 +60,11 @@ class ConditioningConfig(StrictModel):
     p_clean: float = Field(
         default=0.0, ge=0, le=1, description="gaussian: share of examples with s exactly 0; 0 in the paper."
     )
+    blur_too: bool = Field(
+        default=False,
+        description="gaussian: blur as for augmentation: blur before the noise; s at every stage is Imagen's "
+        "(2205.11487), blur at high resolutions the paper's.",
+    )
     blur_kernel: Literal[3] = Field(default=3, description="blur: width of the filter in pixels; the paper's is 3.")
     blur_sigma: tuple[_Sigma, _Sigma] = Field(
         default=(0.4, 0.6),
@@ -80,6 +86,8 @@ class ConditioningConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.blur_too and self.augmentation != "gaussian":
+            raise ValueError(f"blur_too: true needs augmentation: gaussian, not {self.augmentation}; allowed: false")
         low, high = self.blur_sigma
         if low > high:
             raise ValueError(f"blur_sigma: [{low:g}, {high:g}] is not a range; allowed: lowest first")
@@ -159,6 +167,8 @@ def augment_for_training(
         return ConditionedImage(z0, None)
     if schedule is None:
         raise ValueError("gaussian augmentation needs the low-resolution stage's schedule")
+    if config.blur_too:
+        z0 = blur_3x3(z0, draw_blur(config, seed, index).to(z0))
     s = draw_s(config, schedule, seed, index)
     noise = normal(seed, "augmentation/noise", index.to(z0.device), z0.shape[1:])
     return ConditionedImage(diffuse_to(z0, s, noise, schedule), s.to(z0))

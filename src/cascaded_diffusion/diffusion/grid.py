@@ -8,16 +8,27 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from cascaded_diffusion.diffusion.levels import sigma_levels
 from cascaded_diffusion.diffusion.schedule import Level, Schedule
 from cascaded_diffusion.errors import UserError
 
-__all__ = ["Steps", "even_steps", "extension_grid", "sampling_grid", "sectioned_steps", "strided_steps"]
+__all__ = ["SigmaGrid", "Steps", "even_steps", "extension_grid", "sampling_grid", "sectioned_steps", "strided_steps"]
 
 Steps = int | str
 """A number of steps, or for discrete schedules ``"10,20,30"`` (sections) or ``"ddimN"`` (an integer stride)."""
+
+
+class SigmaGrid(NamedTuple):
+    """Levels even in sigma^(1/rho) (EDM, 2206.00364, eq. 5), or with rho = None in log SNR, between two sigmas."""
+
+    low: float
+    high: float
+    rho: float | None
+
 
 _MOST_STEPS = 10_000
 """Of a stage in continuous time; more would come too close for float64 to tell their levels apart."""
@@ -85,13 +96,17 @@ def _discrete_steps(timesteps: int, steps: Steps) -> list[int]:
     return even_steps(timesteps, counts[0])
 
 
-def _continuous_levels(schedule: Schedule, steps: Steps, endpoints: tuple[float, float] | None) -> list[Level]:
+def _continuous_levels(
+    schedule: Schedule, steps: Steps, endpoints: tuple[float, float] | None, sigmas: SigmaGrid | None
+) -> list[Level]:
     text = str(steps)
     if "," in text or text.startswith("ddim"):
         raise UserError(f"steps: {steps!r} needs a discrete stage; a stage in continuous time takes a number from 1")
     count = _positive(text, steps)
     if count > _MOST_STEPS:
         raise UserError(f"steps: {steps} is too many for a stage in continuous time; allowed 1 to {_MOST_STEPS}")
+    if sigmas is not None:
+        return sigma_levels(schedule, count, (sigmas.low, sigmas.high), sigmas.rho)
     if endpoints is None:
         return [schedule.level(1 - i / count) for i in range(count)]
     # SR3 (2104.07636), section 2.3: a linear schedule of its own, with two end points found by search.
@@ -100,9 +115,17 @@ def _continuous_levels(schedule: Schedule, steps: Steps, endpoints: tuple[float,
 
 
 def sampling_grid(
-    schedule: Schedule, steps: Steps, *, stop: float = 0.0, endpoints: tuple[float, float] | None = None
+    schedule: Schedule,
+    steps: Steps,
+    *,
+    stop: float = 0.0,
+    endpoints: tuple[float, float] | None = None,
+    sigmas: SigmaGrid | None = None,
+    start: float | None = None,
 ) -> list[Level]:
-    """The levels from noise down to time ``stop``, which ends the grid even where the strides would jump over it.
+    """The levels from noise, or from time ``start``, down to time ``stop``.
+
+    ``stop`` ends the grid even where the strides would jump over it.
 
     Args:
         schedule: the stage's training schedule.
@@ -110,21 +133,43 @@ def sampling_grid(
             next to the image) or ``"ddimN"`` (an integer stride). A truncated grid keeps only those above ``stop``.
         stop: s in [0, 1]; the last level is exactly the schedule's level at s. With stop = 1 it is the only level.
         endpoints: first and last beta of a linear sampling schedule, for stages in continuous time.
+        sigmas: levels even in sigma^(1/rho) or log SNR in place of even in time, for stages in continuous time.
+        start: the grid begins exactly at the schedule's level at this time and keeps those below it, so that steps
+            stay what they are counted in: the whole range.
 
     Raises:
         UserError: steps or end points that the schedule does not have.
     """
     if not 0 <= stop <= 1:
         raise UserError(f"s: {stop} is not in [0, 1]")
+    levels = _whole_grid(schedule, steps, stop, endpoints, sigmas)
+    if start is None or start == 1:
+        return levels
+    top = schedule.level(start)
+    if top.alpha_bar >= levels[-1].alpha_bar:
+        raise UserError(f"start: {start:g} is not above {levels[-1].time:g}, where the stage stops")
+    return [top, *(level for level in levels if level.alpha_bar > top.alpha_bar)]
+
+
+def _whole_grid(
+    schedule: Schedule,
+    steps: Steps,
+    stop: float,
+    endpoints: tuple[float, float] | None,
+    sigmas: SigmaGrid | None,
+) -> list[Level]:
+    """:func:`sampling_grid` from noise."""
     end = schedule.level(stop)
     timesteps = schedule.timesteps
     if stop == 1:
         return [end]
     if timesteps is None:
-        levels = _continuous_levels(schedule, steps, endpoints)
+        levels = _continuous_levels(schedule, steps, endpoints, sigmas)
         return [level for level in levels if level.alpha_bar < end.alpha_bar] + [end]
     if endpoints is not None:
         raise UserError("endpoints: a sampling schedule of its own needs a stage trained in continuous time")
+    if sigmas is not None:
+        raise UserError("grid: levels even in sigma or log SNR need a stage trained in continuous time")
     k_stop = round(end.time * timesteps)
     ascending = _discrete_steps(timesteps, steps)
     kept = ascending[bisect.bisect_right(ascending, k_stop) :]

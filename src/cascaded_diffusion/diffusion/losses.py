@@ -7,6 +7,7 @@ iDDPM's eq. 16. Published code for the latter weighs the whole bound, the sum ov
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ __all__ = [
     "mean_per_image",
     "min_snr_weight",
     "normal_kl",
+    "sigmoid_weight",
     "simple_loss",
     "variational_bound",
 ]
@@ -36,19 +38,46 @@ def simple_loss(output: Tensor, target: Tensor) -> Tensor:
     return mean_per_image((output.float() - target.float()) ** 2)
 
 
-def min_snr_weight(kind: PredictionKind, alpha_bar: Tensor, gamma: float) -> Tensor:
+def min_snr_weight(
+    kind: PredictionKind | Literal["edm"], alpha_bar: Tensor, gamma: float, sigma_data: float = 0.5
+) -> Tensor:
     """Weight of the simple loss that makes x_0's loss weight min(SNR, gamma): min-SNR (2303.09556), section 3.4.
 
     Args:
         kind: what the network predicts.
         alpha_bar: (N,), in (0, 1).
         gamma: 5 in the paper.
+        sigma_data: of ``edm``.
     """
     snr = alpha_bar / (1 - alpha_bar)
     clipped = snr.clamp(max=gamma)
     if kind == "x0":
         return clipped
+    if kind == "edm":
+        return clipped / (snr + sigma_data**-2)
     return clipped / snr if kind == "eps" else clipped / (snr + 1)
+
+
+def sigmoid_weight(
+    kind: PredictionKind | Literal["edm"], alpha_bar: Tensor, bias: float, sigma_data: float = 0.5
+) -> Tensor:
+    """Weight of the simple loss that makes eps' loss weight sigmoid(bias - log SNR): 2303.00848, 2410.19324.
+
+    To be divided by the density with which log SNR was drawn: the papers' integral runs over log SNR.
+
+    Args:
+        kind: what the network predicts.
+        alpha_bar: (N,), in (0, 1).
+        bias: the papers' b.
+        sigma_data: of ``edm``.
+    """
+    snr = alpha_bar / (1 - alpha_bar)
+    weight = torch.sigmoid(bias - torch.log(snr))
+    if kind == "eps":
+        return weight
+    # The squared error of x_0 is that of eps over SNR, that of v and of F as much smaller again as in min-SNR.
+    weight = weight * snr
+    return weight if kind == "x0" else weight / (snr + (1 if kind == "v" else sigma_data**-2))
 
 
 def normal_kl(mean_1: Tensor, log_variance_1: Tensor, mean_2: Tensor, log_variance_2: Tensor) -> Tensor:

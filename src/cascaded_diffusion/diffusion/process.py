@@ -28,6 +28,8 @@ __all__ = [
     "posterior_mean",
     "prediction_target",
     "q_sample",
+    "root",
+    "scaled",
 ]
 
 PredictionKind = Literal["eps", "x0", "v"]
@@ -38,11 +40,13 @@ def per_image(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
-def _sqrt(value: float | Tensor) -> float | Tensor:
+def root(value: float | Tensor) -> float | Tensor:
+    """The square root, in the value's own precision."""
     return value.sqrt() if isinstance(value, Tensor) else math.sqrt(value)
 
 
-def _times(coefficient: float | Tensor, x: Tensor) -> Tensor:
+def scaled(coefficient: float | Tensor, x: Tensor) -> Tensor:
+    """``coefficient * x`` in x's type, on its device."""
     if isinstance(coefficient, Tensor):
         coefficient = coefficient.to(device=x.device, dtype=x.dtype)
     return coefficient * x
@@ -50,7 +54,7 @@ def _times(coefficient: float | Tensor, x: Tensor) -> Tensor:
 
 def q_sample(x0: Tensor, noise: Tensor, alpha_bar: float | Tensor) -> Tensor:
     """A sample of q(x_t | x_0) = N(sqrt(alpha_bar) x_0, (1 - alpha_bar) I): DDPM eq. 4."""
-    return _times(_sqrt(alpha_bar), x0) + _times(_sqrt(1 - alpha_bar), noise)
+    return scaled(root(alpha_bar), x0) + scaled(root(1 - alpha_bar), noise)
 
 
 def prediction_target(kind: PredictionKind, x0: Tensor, noise: Tensor, alpha_bar: float | Tensor) -> Tensor:
@@ -59,22 +63,22 @@ def prediction_target(kind: PredictionKind, x0: Tensor, noise: Tensor, alpha_bar
         return noise
     if kind == "x0":
         return x0
-    return _times(_sqrt(alpha_bar), noise) - _times(_sqrt(1 - alpha_bar), x0)
+    return scaled(root(alpha_bar), noise) - scaled(root(1 - alpha_bar), x0)
 
 
 def from_prediction(kind: PredictionKind, output: Tensor, x_t: Tensor, alpha_bar: float | Tensor) -> Tensor:
     """The predicted x_0 that a network output stands for."""
-    alpha, sigma = _sqrt(alpha_bar), _sqrt(1 - alpha_bar)
+    alpha, sigma = root(alpha_bar), root(1 - alpha_bar)
     if kind == "eps":
-        return _times(1 / alpha, x_t - _times(sigma, output))
+        return scaled(1 / alpha, x_t - scaled(sigma, output))
     if kind == "x0":
         return output
-    return _times(alpha, x_t) - _times(sigma, output)
+    return scaled(alpha, x_t) - scaled(sigma, output)
 
 
 def noise_from_image(x_t: Tensor, x0: Tensor, alpha_bar: float | Tensor) -> Tensor:
     """The eps for which q_sample(x_0, eps) = x_t: after clipping x_0, eps must be derived again (DDIM eq. 12)."""
-    return _times(1 / _sqrt(1 - alpha_bar), x_t - _times(_sqrt(alpha_bar), x0))
+    return scaled(1 / root(1 - alpha_bar), x_t - scaled(root(alpha_bar), x0))
 
 
 def beta_between(alpha_bar_t: float | Tensor, alpha_bar_s: float | Tensor) -> float | Tensor:
@@ -85,9 +89,9 @@ def beta_between(alpha_bar_t: float | Tensor, alpha_bar_s: float | Tensor) -> fl
 def posterior_mean(x0: Tensor, x_t: Tensor, alpha_bar_t: float | Tensor, alpha_bar_s: float | Tensor) -> Tensor:
     """Mean of q(x_s | x_t, x_0): DDPM eq. 7."""
     beta = beta_between(alpha_bar_t, alpha_bar_s)
-    weight_0 = _sqrt(alpha_bar_s) * beta / (1 - alpha_bar_t)
-    weight_t = _sqrt(1 - beta) * (1 - alpha_bar_s) / (1 - alpha_bar_t)
-    return _times(weight_0, x0) + _times(weight_t, x_t)
+    weight_0 = root(alpha_bar_s) * beta / (1 - alpha_bar_t)
+    weight_t = root(1 - beta) * (1 - alpha_bar_s) / (1 - alpha_bar_t)
+    return scaled(weight_0, x0) + scaled(weight_t, x_t)
 
 
 def posterior_log_variance(alpha_bar_t: Tensor, alpha_bar_s: Tensor) -> Tensor:

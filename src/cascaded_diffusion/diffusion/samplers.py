@@ -38,6 +38,7 @@ __all__ = [
     "ancestral",
     "ddim",
     "dpmpp_2m",
+    "evaluated_levels",
     "evaluations",
     "heun",
 ]
@@ -219,7 +220,16 @@ def dpmpp_2m(
 SAMPLERS: dict[str, Sampler] = {"ancestral": ancestral, "ddim": ddim, "heun": heun, "dpmpp-2m": dpmpp_2m}
 
 
+def evaluated_levels(sampler: str, levels: Sequence[Level]) -> list[Level]:
+    """The levels at which a sampler calls the denoiser on a grid, in order."""
+    if sampler != "heun":
+        return list(levels[:-1])
+    called = []
+    for i, (t, s) in enumerate(pairwise(levels)):
+        called += [t, s] if i < len(levels) - 2 else [t]
+    return called
+
+
 def evaluations(sampler: str, levels: Sequence[Level]) -> int:
-    """Network evaluations (NFE) that a sampler spends on a grid; guidance doubles the cost of each."""
-    calls = len(levels) - 1
-    return max(2 * calls - 1, 0) if sampler == "heun" else calls
+    """Evaluations of the denoiser (NFE) that a sampler spends on a grid; guidance makes some of them cost more."""
+    return len(evaluated_levels(sampler, levels))

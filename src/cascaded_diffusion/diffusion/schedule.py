@@ -19,10 +19,22 @@ from torch import Tensor
 
 from cascaded_diffusion.config import StrictModel
 
-__all__ = ["Level", "Schedule", "ScheduleConfig", "cosine_alpha_bar", "linear_alpha_bar", "shift_log_snr"]
+__all__ = [
+    "Level",
+    "Schedule",
+    "ScheduleConfig",
+    "cosine_alpha_bar",
+    "cosine_time",
+    "linear_alpha_bar",
+    "linear_time",
+    "shift_log_snr",
+]
 
 _MAX_LOG_SNR = 20.0
 """Continuous schedules stay within [-20, 20], as in Salimans & Ho (2202.00512), so that no division by zero occurs."""
+
+_LEAST_TIME = 1e-9
+"""Of a noise level that training may meet."""
 
 _LEAST_ALPHA_BAR = 1e-30
 """Discrete schedules end above this: float32 holds the square root's inverse, squared."""
@@ -129,9 +141,21 @@ def cosine_alpha_bar(u: np.ndarray) -> np.ndarray:
     return np.asarray(f(u) / f(0.0))
 
 
+def cosine_time(alpha_bar: np.ndarray) -> np.ndarray:
+    """The inverse of :func:`cosine_alpha_bar`."""
+    at_zero = math.cos(0.008 / 1.008 * math.pi / 2)
+    return np.asarray(np.arccos(np.sqrt(alpha_bar) * at_zero) * (2 / math.pi) * 1.008 - 0.008)
+
+
 def linear_alpha_bar(u: np.ndarray, beta_start: float, beta_end: float) -> np.ndarray:
     """The continuous limit of a linear schedule of 1000 steps (VP-SDE, 2011.13456, eq. 33)."""
     return np.asarray(np.exp(-1000 * (beta_start * u + 0.5 * (beta_end - beta_start) * u**2)))
+
+
+def linear_time(alpha_bar: np.ndarray, beta_start: float, beta_end: float) -> np.ndarray:
+    """The inverse of :func:`linear_alpha_bar`: the root of a square equation, in the form that does not cancel."""
+    decay = -np.log(alpha_bar) / 1000
+    return np.asarray(2 * decay / (beta_start + np.sqrt(beta_start**2 + 2 * (beta_end - beta_start) * decay)))
 
 
 def shift_log_snr(alpha_bar: np.ndarray, shift: float) -> np.ndarray:
@@ -201,3 +225,31 @@ class Schedule:
         """The level at time ``u``, snapped to the grid of a discrete schedule."""
         snapped = self.snap(torch.tensor(u, dtype=torch.float64))
         return Level(float(self.alpha_bar(snapped)), float(snapped))
+
+    def time_of(self, alpha_bar: Tensor) -> Tensor:
+        """The time at which the schedule has ``alpha_bar``, of any shape: float64 in (0, 1].
+
+        What lies beyond the schedule's range gets its first or last noise level; a discrete schedule gives the step
+        from 1 to T that is nearest in sqrt(alpha_bar).
+        """
+        values = alpha_bar.to("cpu", torch.float64).numpy()
+        table = self.alphas_cumprod
+        if table is None:
+            low = 1 / (1 + math.exp(_MAX_LOG_SNR))
+            raw = np.clip(shift_log_snr(values, -self.config.log_snr_shift), low, 1 - low)
+            times = cosine_time(raw) if self.config.kind == "cosine" else linear_time(raw, *self.config.betas)
+        else:
+            roots = np.sqrt(np.concatenate([[1.0], table]))
+            times = np.interp(-np.sqrt(values), -roots, np.arange(len(roots)) / len(table))
+            if not self.config.is_continuous:
+                times = np.rint(times * len(table)).clip(min=1) / len(table)
+        # A level of no noise at all is never trained on.
+        return torch.from_numpy(np.asarray(np.clip(times, _LEAST_TIME, 1.0))).to(alpha_bar.device)
+
+    def log_snr_slope(self, u: Tensor) -> Tensor:
+        """|d log SNR / du| at times ``u`` of a schedule in continuous time, by a central difference: float64."""
+        step = 1e-5
+        low, high = (u.to(torch.float64) - step).clamp(min=0.5 * step), (u.to(torch.float64) + step).clamp(max=1)
+        log_snr = [torch.log(ab) - torch.log1p(-ab) for ab in (self.alpha_bar(low), self.alpha_bar(high))]
+        # Where the schedule is cut off, the level stands still and weighs next to nothing.
+        return ((log_snr[0] - log_snr[1]) / (high - low)).clamp(min=1e-6)

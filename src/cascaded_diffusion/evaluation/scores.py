@@ -47,12 +47,21 @@ class Origin(StrictModel):
         default=None, ge=0, lt=2**63, description="Of the samples' noise, and of the choice among given images."
     )
     precision: Name | None = Field(default=None, description="Of the networks while sampling.")
-    evaluations: ByStage = Field(default=None, description="Network evaluations an image.")
+    evaluations: ByStage = Field(
+        default=None, description="Evaluations of the denoiser an image; guidance is not counted."
+    )
+    passes: ByStage = Field(default=None, description="Forward passes an image, those of guidance included.")
     sampler: ByStage = Field(default=None, description="The sampler.")
     steps: ByStage = Field(default=None, description="Steps over the whole range.")
     s: Numbers = Field(default=None, description="Strength of the conditioning augmentation.")
     augmentation: ByStage = Field(default=None, description="truncated, nontruncated or none.")
     guidance: Numbers = Field(default=None, description="Classifier-free guidance, 1 is none.")
+    guide: Numbers = Field(default=None, description="Autoguidance, 1 is none.")
+    guidance_interval: Ends = Field(default=None, description="The sigmas between which guidance acts, or null.")
+    grid: ByStage = Field(default=None, description="Which levels are visited: time, edm or log-snr.")
+    sigma_range: Ends = Field(default=None, description="Last and first sigma of a grid not even in time.")
+    rho: Numbers = Field(default=None, description="rho of an edm grid.")
+    start: Numbers = Field(default=None, description="Time at which an SR stage starts from its enlarged input.")
     endpoints: Ends = Field(default=None, description="Ends of a sampling schedule of its own, or null.")
     clip: ByStage = Field(default=None, description="Whether predictions are clipped.")
     dynamic_threshold: Numbers = Field(default=None, description="Percentile clipped to instead, or null.")
@@ -182,7 +191,10 @@ def _row(key: str, score: Score) -> list[str]:
 
 
 _MARK = "  best"
-_SETTINGS = ("steps", "augmentation", "s", "guidance", "endpoints", "dynamic_threshold", "extension")
+_SETTINGS = (
+    *("steps", "augmentation", "s", "guidance", "guide", "guidance_interval", "grid", "start", "endpoints"),
+    *("dynamic_threshold", "extension"),
+)
 _HEADER = ["score", "value", "samples", "split", "real", "features", "real hash"]
 
 
@@ -206,6 +218,14 @@ def describe_sampling(origin: Origin) -> str:
             words.append(f"{settings['augmentation']} s={settings['s'] or 0:g}")
         if settings["guidance"] not in (None, 1):
             words.append(f"guidance {settings['guidance']:g}")
+        if settings["guide"] not in (None, 1):
+            words.append(f"guide {settings['guide']:g}")
+        if settings["guidance_interval"] is not None:
+            words.append("guided at sigma {:g} to {:g}".format(*settings["guidance_interval"]))
+        if settings["grid"] not in (None, "time"):
+            words.append(f"{settings['grid']} grid")
+        if settings["start"] is not None:
+            words.append(f"from time {settings['start']:g}")
         if settings["endpoints"] is not None:
             words.append(f"endpoints {settings['endpoints'][0]:g} to {settings['endpoints'][1]:g}")
         if settings["dynamic_threshold"] is not None:

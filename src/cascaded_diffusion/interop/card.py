@@ -144,8 +144,7 @@ def _network(stage: Stage) -> str:
 
 
 def _sampling(sampling: SamplingConfig) -> str:
-    guidance = "" if sampling.guidance == 1 else f", guidance {sampling.guidance:g}"
-    return f"{sampling.sampler}, {sampling.steps} steps{guidance}"
+    return ", ".join([sampling.sampler, f"{sampling.steps} steps", *sampling.words()])
 
 
 def _recipe(cascade: Cascade) -> str:

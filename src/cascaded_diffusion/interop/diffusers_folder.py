@@ -22,6 +22,7 @@ from cascaded_diffusion.files import new_folder, open_as_usual, read_json, sha25
 from cascaded_diffusion.interop.diffusers_scheduler import (
     export_scheduler,
     import_scheduler,
+    sampling_faults,
     scheduler_faults,
     scheduler_notes,
     whole_steps,
@@ -66,10 +67,15 @@ def export_diffusers(cascade: Cascade, out: str | Path) -> list[str]:
             is there already and not an empty folder.
     """
     stages = list(cascade.stages.values())
-    faults = [
+    faults = [f"{stage.name}: a guide; assemble it without" for stage in stages if stage.guide is not None]
+    faults += [
         f"{stage.name}: {fault}"
         for stage in stages
-        for fault in (*export_faults(stage.config), *scheduler_faults(stage.config))
+        for fault in (
+            *export_faults(stage.config),
+            *scheduler_faults(stage.config),
+            *sampling_faults(cascade.defaults[stage.name]),
+        )
     ]
     if faults:
         raise UserError(f"export: diffusers cannot express {'; '.join(faults)}")
@@ -94,7 +100,10 @@ def _write_stage(folder: Path, stage: Stage, sampling: SamplingConfig) -> None:
     save_file(weights, unet / WEIGHTS_FILE, metadata={"format": "pt"})
     open_as_usual(unet / WEIGHTS_FILE)
     write_json(scheduler / SCHEDULER_FILE, _scheduler_file(stage.config, sampling))
-    write_json(folder / STAGE_FILE, stage.config.model_copy(update={"sampling": sampling}).model_dump(mode="json"))
+    # UNet2DModel is told of no geometric augmentation; nor is a sample, so that leaving the embedding out changes none.
+    training = stage.config.training.model_copy(update={"augment": 0.0})
+    told = stage.config.model_copy(update={"sampling": sampling, "training": training})
+    write_json(folder / STAGE_FILE, told.model_dump(mode="json"))
 
 
 def _scheduler_file(config: StageConfig, sampling: SamplingConfig) -> dict[str, Any]:

@@ -15,7 +15,14 @@ from cascaded_diffusion.diffusion.denoiser import Diffusion, DiffusionConfig
 from cascaded_diffusion.diffusion.schedule import Schedule, ScheduleConfig
 from cascaded_diffusion.errors import UserError
 
-__all__ = ["export_scheduler", "import_scheduler", "scheduler_faults", "scheduler_notes", "whole_steps"]
+__all__ = [
+    "export_scheduler",
+    "import_scheduler",
+    "sampling_faults",
+    "scheduler_faults",
+    "scheduler_notes",
+    "whole_steps",
+]
 
 _PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 _VARIANCES = {"beta": "fixed_large", "posterior": "fixed_small", "learned": "learned_range"}
@@ -23,9 +30,20 @@ _UNLIMITED = 1e9
 """Dynamic thresholding there has an upper limit, ours has none."""
 
 
+def sampling_faults(sampling: SamplingConfig) -> Iterator[str]:
+    """Every default sampling setting that would have no counterpart in the exported chain, and what would."""
+    neutral = {"guide": 1.0, "guidance_interval": None, "start": None}
+    for key, allowed in neutral.items():
+        value = getattr(sampling, key)
+        if value != allowed:
+            yield f"sampling.{key}: {value}; allowed: {'null' if allowed is None else '1'}"
+
+
 def scheduler_faults(config: StageConfig) -> Iterator[str]:
     """Every setting of a stage's diffusion process that diffusers' schedulers cannot express, and what they could."""
     diffusion = config.diffusion
+    if diffusion.prediction == "edm":
+        yield "diffusion.prediction: edm; allowed: eps, x0, v"
     schedule = diffusion.noise_schedule
     if schedule.is_continuous:
         yield f"diffusion.noise_schedule: {schedule.describe()}; allowed: a number of timesteps, continuous false"

@@ -228,7 +228,7 @@ def export_config(config: StageConfig) -> DiffusersUNetConfig:
         layers_per_block=network.block_counts()[0],
         downsample_type=way,
         upsample_type=way,
-        dropout=network.dropout,
+        dropout=network.dropouts()[0],
         attention_head_dim=head_sizes.pop() if len(head_sizes) == 1 else None,
         norm_num_groups=groups,
         attn_norm_num_groups=groups,
@@ -254,6 +254,12 @@ def export_faults(config: StageConfig) -> Iterator[str]:
     network = config.network
     if config.conditioning is not None and config.conditioning.augmentation == "gaussian":
         yield "conditioning.augmentation: gaussian, for the network has an s embedding; allowed: blur, none"
+    if network.scaled_skips:
+        yield "network.scaled_skips: true; allowed: false"
+    if network.up_after_conv:
+        yield "network.up_after_conv: true; allowed: false"
+    if len(set(network.dropouts())) > 1:
+        yield f"network.dropout: {list(network.dropouts())} differ by level; allowed: one number"
     if network.patch != 1:
         yield f"network.patch: {network.patch}; allowed: 1"
     if len(set(network.block_counts())) > 1:

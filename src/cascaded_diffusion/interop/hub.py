@@ -105,7 +105,7 @@ def push(
         if revision is not None:
             api.create_branch(repository, branch=revision, exist_ok=True)
         there = api.list_repo_files(repository, revision=revision)
-        stale = [name for name in there if name not in kept and re.fullmatch(r"(base|sr)\d+/[^/]+", name)]
+        stale = [name for name in there if name not in kept and re.fullmatch(r"(base|sr)\d+/(guide/)?[^/]+", name)]
         operations = [hub.CommitOperationAdd(name, str(folder / name)) for name in kept]
         operations += [hub.CommitOperationDelete(name) for name in stale]
         stages = " -> ".join(entry.name for entry in manifest.stages)

@@ -94,7 +94,8 @@ class ResidualBlock(nn.Module):
     """Norm, SiLU, conv; embedding; norm, SiLU, dropout, zero-initialised conv; added to the input (ADM, BigGAN).
 
     With ``resample``, both the branch (between its first SiLU and its first conv) and the shortcut change resolution
-    by two. The signal enters as GN(h) * (1 + scale) + shift (``scale_shift``), else is added before the second norm.
+    by two; with ``conv_first`` the branch does so after its first conv. The signal enters as GN(h) * (1 + scale) +
+    shift (``scale_shift``), else is added before the second norm.
     (N, width, H, W), (N, signal_width) -> (N, out_width, H', W').
     """
 
@@ -107,10 +108,12 @@ class ResidualBlock(nn.Module):
         dropout: float,
         scale_shift: bool,
         resample: Direction | None = None,
+        conv_first: bool = False,
     ) -> None:
         super().__init__()
         self.scale_shift = scale_shift
         self.resample = resample
+        self.conv_first = conv_first
         self.norm_in = group_norm(width)
         self.conv_in = nn.Conv2d(width, out_width, 3, padding=1)
         self.signal = nn.Linear(signal_width, 2 * out_width if scale_shift else out_width)
@@ -122,8 +125,10 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, signal: Tensor) -> Tensor:
         h = F.silu(self.norm_in(x))
         if self.resample is not None:
-            h, x = resize_by_two(h, self.resample), resize_by_two(x, self.resample)
-        h = self.conv_in(h)
+            x = resize_by_two(x, self.resample)
+            h = self.conv_in(h) if self.conv_first else h
+            h = resize_by_two(h, self.resample)
+        h = h if self.conv_first else self.conv_in(h)
         told = self.signal(signal)[:, :, None, None]
         if self.scale_shift:
             scale, shift = told.chunk(2, dim=1)
@@ -169,12 +174,14 @@ class Resampling(nn.Module):
     """Change the resolution by two, width kept, without a residual block.
 
     With ``conv``: down by a strided 3x3 convolution, up by repetition and a 3x3 convolution.
-    Without: 2x2 means or repetition alone.
+    Without: 2x2 means or repetition alone. With ``conv_first`` the way up repeats after its convolution, which so runs
+    at the lower resolution (Efficient U-Net, 2205.11487).
     """
 
-    def __init__(self, width: int, direction: Direction, *, conv: bool) -> None:
+    def __init__(self, width: int, direction: Direction, *, conv: bool, conv_first: bool = False) -> None:
         super().__init__()
         self.direction: Direction = direction
+        self.conv_first = conv_first
         stride = 2 if direction == "down" else 1
         self.conv = nn.Conv2d(width, width, 3, stride=stride, padding=1) if conv else None
 
@@ -182,10 +189,10 @@ class Resampling(nn.Module):
         """``signal`` is not used; it is taken so that resampling and residual blocks are called alike."""
         if self.conv is None:
             return resize_by_two(x, self.direction)
-        if self.direction == "up":
+        if self.direction == "up" and not self.conv_first:
             x = resize_by_two(x, "up")
         out: Tensor = self.conv(x)
-        return out
+        return resize_by_two(out, "up") if self.conv_first else out
 
 
 class Unit(nn.Module):
@@ -222,14 +229,16 @@ class EncoderLevel(nn.Module):
 class DecoderLevel(nn.Module):
     """The blocks of one resolution, each of which also sees an encoder block's output, then the way up."""
 
-    def __init__(self, units: list[Unit], up: nn.Module | None) -> None:
+    def __init__(self, units: list[Unit], up: nn.Module | None, *, skip_scale: float = 1.0) -> None:
         super().__init__()
+        self.skip_scale = skip_scale
         self.units = nn.ModuleList(units)
         self.up = up
 
     def forward(self, h: Tensor, skips: list[Tensor], signal: Tensor) -> Tensor:
         for unit in self.units:
-            h = unit(torch.cat([h, skips.pop()], dim=1), signal)
+            skip = skips.pop()
+            h = unit(torch.cat([h, skip if self.skip_scale == 1 else self.skip_scale * skip], dim=1), signal)
         return h if self.up is None else self.up(h, signal)
 
 

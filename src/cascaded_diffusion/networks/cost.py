@@ -64,6 +64,7 @@ def cost(network: UNet) -> Cost:
             low_res_channels=network.low_res_channels,
             s_embedding=network.has_s,
             upsample=network.upsample,
+            augment_features=network.augment_features,
         )
     return Cost(
         parameters=sum(parameter.numel() for parameter in twin.parameters()),

@@ -33,6 +33,7 @@ __all__ = ["NetworkConfig", "UNet"]
 _WIDEST = 16_384
 _LEVELS = 12  # of two pixels and up
 _Blocks = Annotated[int, Field(ge=1, le=64)]
+_Share = Annotated[float, Field(ge=0, lt=1)]
 _Side = Annotated[int, Field(ge=1, le=4096)]
 _Multiplier = Annotated[int, Field(gt=0, le=64)] | Annotated[float, Field(gt=0, le=64)]
 
@@ -65,10 +66,22 @@ class NetworkConfig(StrictModel):
         "qkv-first",
         description="order inside the query-key-value layer: heads-first (guided-diffusion's old) or qkv-first (new)",
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout inside the residual blocks")
+    dropout: _Share | Annotated[tuple[_Share, ...], Field(max_length=_LEVELS)] = Field(
+        0.0,
+        description="dropout inside the residual blocks, one number or one per level: at the lower resolutions only "
+        "(simple diffusion, 2301.11093); the middle has the last level's",
+    )
     scale_shift: bool = Field(True, description="embeddings scale and shift the second norm, else are added before it")
     resample: Literal["conv", "block", "plain"] = Field(
         "conv", description="strided / nearest + conv; BigGAN's residual block; or mean / nearest without weights"
+    )
+    scaled_skips: bool = Field(
+        False, description="skips enter the decoder times 1/sqrt(2) (Efficient U-Net, Imagen, 2205.11487, appendix B.1)"
+    )
+    up_after_conv: bool = Field(
+        False,
+        description="resample: conv, block: on the way up enlarge after the convolution, which so costs a quarter "
+        "(Efficient U-Net); on the way down the size changes before or in the convolution anyway",
     )
     patch: int = Field(
         1, ge=1, le=64, description="space-to-depth factor at the input, pixel-shuffle factor at the output"
@@ -89,6 +102,17 @@ class NetworkConfig(StrictModel):
                 f"one number, or one for each of the {len(self.multipliers)} multipliers, is allowed"
             )
         return self.blocks
+
+    def dropouts(self) -> tuple[float, ...]:
+        """Dropout of every level. ``UserError`` if a tuple of another length was given."""
+        if isinstance(self.dropout, float):
+            return (self.dropout,) * len(self.multipliers)
+        if len(self.dropout) != len(self.multipliers):
+            raise UserError(
+                f"network.dropout: {list(self.dropout)} has {len(self.dropout)} entries; "
+                f"one number, or one for each of the {len(self.multipliers)} multipliers, is allowed"
+            )
+        return self.dropout
 
     def level_resolutions(self, resolution: int) -> tuple[int, ...]:
         """Resolution of every level for images of ``resolution`` pixels. ``UserError`` if the levels do not divide it,
@@ -111,6 +135,9 @@ class NetworkConfig(StrictModel):
         """``UserError`` for a shape that no network for images of ``resolution`` pixels can have; nothing is built."""
         levels = self.level_resolutions(resolution)
         self.block_counts()
+        self.dropouts()
+        if self.up_after_conv and self.resample == "plain":
+            raise UserError("network.up_after_conv: true, but resample: plain has no convolution; allowed: false")
         if min(self.widths) < 1:
             raise UserError(
                 f"network.multipliers: {list(self.multipliers)} of {self.channels} channels leaves a level without "
@@ -155,6 +182,7 @@ class _Builder:
         self.config = config
         self.widths = config.widths
         self.counts = config.block_counts()
+        self.dropouts = config.dropouts()
         self.attends = [level in config.attention for level in config.level_resolutions(resolution)]
         self.last = len(self.widths) - 1
         self.signal_width = 4 * config.channels
@@ -164,15 +192,15 @@ class _Builder:
         levels = nn.ModuleList()
         for i, width in enumerate(self.widths):
             inputs = [self.widths[max(i - 1, 0)]] + [width] * (self.counts[i] - 1)
-            units = [self._unit(inner, width, attends=self.attends[i], decoder=False) for inner in inputs]
-            levels.append(EncoderLevel(units, self._resampling(width, "down") if i < self.last else None))
+            units = [self._unit(inner, width, i, decoder=False) for inner in inputs]
+            levels.append(EncoderLevel(units, self._resampling(width, "down", i) if i < self.last else None))
         return levels
 
     def middle(self) -> Middle:
         """What stands at the lowest resolution between encoder and decoder."""
         width = self.widths[-1]
         attention = self._attention(width, decoder=False) if self.config.middle_attention else None
-        return Middle(self._residual(width, width), attention, self._residual(width, width))
+        return Middle(self._residual(width, width, self.last), attention, self._residual(width, width, self.last))
 
     def decoder(self) -> nn.ModuleList:
         """Levels from the lowest resolution to the highest. The last skip of a level is the way down into it."""
@@ -182,33 +210,35 @@ class _Builder:
             inputs = [self.widths[min(i + 1, self.last)]] + [width] * self.counts[i]
             skips = [width] * self.counts[i] + [self.widths[max(i - 1, 0)]]
             units = [
-                self._unit(inner + skip, width, attends=self.attends[i], decoder=True)
-                for inner, skip in zip(inputs, skips, strict=True)
+                self._unit(inner + skip, width, i, decoder=True) for inner, skip in zip(inputs, skips, strict=True)
             ]
-            levels.append(DecoderLevel(units, self._resampling(width, "up") if i > 0 else None))
+            up = self._resampling(width, "up", i) if i > 0 else None
+            levels.append(DecoderLevel(units, up, skip_scale=0.5**0.5 if self.config.scaled_skips else 1.0))
         return levels
 
-    def _residual(self, width: int, out_width: int, resample: Direction | None = None) -> ResidualBlock:
+    def _residual(self, width: int, out_width: int, level: int, resample: Direction | None = None) -> ResidualBlock:
         return ResidualBlock(
             width,
             out_width,
             self.signal_width,
-            dropout=self.config.dropout,
+            dropout=self.dropouts[level],
             scale_shift=self.config.scale_shift,
             resample=resample,
+            conv_first=self.config.up_after_conv and resample == "up",
         )
 
     def _attention(self, width: int, *, decoder: bool) -> SelfAttention:
         return SelfAttention(width, self.config.heads_at(width, decoder=decoder), self.config.attention_order)
 
-    def _unit(self, width: int, out_width: int, *, attends: bool, decoder: bool) -> Unit:
-        attention = self._attention(out_width, decoder=decoder) if attends else None
-        return Unit(self._residual(width, out_width), attention)
+    def _unit(self, width: int, out_width: int, level: int, *, decoder: bool) -> Unit:
+        attention = self._attention(out_width, decoder=decoder) if self.attends[level] else None
+        return Unit(self._residual(width, out_width, level), attention)
 
-    def _resampling(self, width: int, direction: Direction) -> Resampling | ResidualBlock:
+    def _resampling(self, width: int, direction: Direction, level: int) -> Resampling | ResidualBlock:
         if self.config.resample == "block":
-            return self._residual(width, width, direction)
-        return Resampling(width, direction, conv=self.config.resample == "conv")
+            return self._residual(width, width, level, direction)
+        conv_first = self.config.up_after_conv and direction == "up"
+        return Resampling(width, direction, conv=self.config.resample == "conv", conv_first=conv_first)
 
 
 class UNet(nn.Module):
@@ -223,6 +253,8 @@ class UNet(nn.Module):
         low_res_channels: channels of the low-resolution image, 0 for a network without (CDM section 3).
         s_embedding: whether the network is told s, the noise level of its low-resolution image (CDM section 4.2).
         upsample: how the low-resolution image is enlarged: half-pixel centres, no antialiasing.
+        crop: side of the crops that it is trained on beside whole images, for a network without attention.
+        augment_features: numbers that tell of a training image's geometric augmentation, 0 for a network without.
 
     Raises ``UserError`` if the levels do not divide the resolution, or heads a width.
     Time, class and s are embedded, summed and told to every residual block; the new network answers exactly 0.
@@ -239,6 +271,8 @@ class UNet(nn.Module):
         low_res_channels: int = 0,
         s_embedding: bool = False,
         upsample: Literal["bilinear", "bicubic"] = "bilinear",
+        crop: int | None = None,
+        augment_features: int = 0,
     ) -> None:
         super().__init__()
         self.config = config
@@ -249,12 +283,16 @@ class UNet(nn.Module):
         self.low_res_channels = low_res_channels
         self.has_s = s_embedding
         self.upsample = upsample
+        self.crop = crop
+        self.augment_features = augment_features
 
         builder = _Builder(config, resolution)
         width, signal_width, pixels = builder.widths[0], builder.signal_width, config.patch**2
         self.time_embedding = ScalarEmbedding(config.channels, signal_width)
         self.class_embedding = None if classes is None else ClassEmbedding(classes, signal_width)
         self.s_embedding = ScalarEmbedding(config.channels, signal_width, scale=1000.0) if s_embedding else None
+        # Without a bias: what is not augmented, such as every sample, is told nothing (EDM, 2206.00364, appendix F.2).
+        self.augment_embedding = nn.Linear(augment_features, signal_width, bias=False) if augment_features else None
         self.stem = nn.Conv2d((image_channels + low_res_channels) * pixels, width, 3, padding=1)
         self.encoder = builder.encoder()
         self.middle = builder.middle()
@@ -269,6 +307,7 @@ class UNet(nn.Module):
         labels: Tensor | None = None,
         low_res: Tensor | None = None,
         s: Tensor | None = None,
+        augment: Tensor | None = None,
     ) -> Tensor:
         """Answer for noisy images.
 
@@ -278,12 +317,13 @@ class UNet(nn.Module):
             labels: classes (N,) int64 below ``classes``; -1 is "no class" (2207.12598) and embedded as zeros.
             low_res: low-resolution images (N, low_res_channels, r, r), r <= R, enlarged and put behind x.
             s: noise level of ``low_res`` (N,) in [0, 1].
+            augment: what was done to the images (N, augment_features), zeros and ``None`` for nothing.
 
         Returns (N, out_channels, R, R). Raises ``ValueError`` on a missing, unwanted or misshaped input.
         """
         self._check(x, time, labels, low_res, s)
         h = self._input(x, low_res)
-        signal = self._signal(time, labels, s)
+        signal = self._signal(time, labels, s, augment)
         h = self.stem(h)
         skips = [h]
         for level in self.encoder:
@@ -297,25 +337,28 @@ class UNet(nn.Module):
     def _input(self, x: Tensor, low_res: Tensor | None) -> Tensor:
         """The noisy image, the enlarged low-resolution image behind it, folded into patches, in channels_last."""
         if low_res is not None:
-            size = (self.resolution, self.resolution)
-            large = F.interpolate(low_res, size, mode=self.upsample, align_corners=False, antialias=False)
+            large = F.interpolate(low_res, x.shape[2:], mode=self.upsample, align_corners=False, antialias=False)
             x = torch.cat([x, large.to(x.dtype)], dim=1)
         if self.config.patch > 1:
             x = F.pixel_unshuffle(x, self.config.patch)
         # One image in another layout would turn every layer's; here the conversion is cheap, and mostly none.
         return x.contiguous(memory_format=torch.channels_last)
 
-    def _signal(self, time: Tensor, labels: Tensor | None, s: Tensor | None) -> Tensor:
+    def _signal(self, time: Tensor, labels: Tensor | None, s: Tensor | None, augment: Tensor | None) -> Tensor:
         """The sum of all embeddings (N, 4 * channels), through the SiLU with which every block would begin."""
         total: Tensor = self.time_embedding(time)
         if self.class_embedding is not None:
             total = total + self.class_embedding(labels)
         if self.s_embedding is not None:
             total = total + self.s_embedding(s)
+        if self.augment_embedding is not None and augment is not None:
+            total = total + self.augment_embedding(augment.to(self.augment_embedding.weight.dtype))
         return F.silu(total)
 
     def _check(self, x: Tensor, time: Tensor, labels: Tensor | None, low_res: Tensor | None, s: Tensor | None) -> None:
         n, side = x.shape[0], self.resolution
+        if self.crop is not None and x.shape[-1] == self.crop:
+            side = self.crop
         wanted: tuple[tuple[str, Tensor | None, bool, str], ...] = (
             ("labels", labels, self.classes is not None, "(-1 means no class)"),
             ("low_res", low_res, self.low_res_channels > 0, "(the low-resolution images)"),

@@ -47,7 +47,13 @@ class Recipe(StrictModel):
         for stage in self.stages:
             sampling = stage.sampling
             try:
-                sampling_grid(Schedule(stage.diffusion.noise_schedule), sampling.steps, endpoints=sampling.endpoints)
+                sampling_grid(
+                    Schedule(stage.diffusion.noise_schedule),
+                    sampling.steps,
+                    endpoints=sampling.endpoints,
+                    sigmas=sampling.sigmas,
+                    start=sampling.start,
+                )
             except UserError as error:
                 raise ValueError(f"stages.{stage.name}.sampling.{error}") from None
         return self

@@ -46,8 +46,7 @@ def sampling_words(sampling: SamplingConfig) -> str:
         words.append("schedule {:g} to {:g}".format(*sampling.endpoints))
     if sampling.augmentation != "none":
         words.append(f"{sampling.augmentation} s = {sampling.s:g}")
-    if sampling.guidance != 1:
-        words.append(f"guidance {sampling.guidance:g}")
+    words += sampling.words()
     return ", ".join(words)
 
 

@@ -7,6 +7,7 @@ functions of the seed and ``i`` alone, so that batch size, accumulation, ranks a
 from __future__ import annotations
 
 import errno
+import math
 import os
 import weakref
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from cascaded_diffusion.diffusion.schedule import Schedule
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.pixels import to_float
 from cascaded_diffusion.randomness import normal, permutation, uniform
+from cascaded_diffusion.training.geometry import crop_at, draw_corner, draw_warp, warp
 
 __all__ = ["Batch", "BatchSource", "Gathered"]
 
@@ -47,6 +49,8 @@ class Batch(NamedTuple):
     """Standard normal, of x0's shape."""
     times: Tensor
     """float64 (N,) in (0, 1], on the CPU."""
+    augment: Tensor | None = None
+    """(N, 8), what the network is told of the augmentation; ``None`` without."""
 
 
 class Gathered(NamedTuple):
@@ -152,10 +156,21 @@ class BatchSource:
         """Make a batch of what was gathered: flip, augment and draw, on the training device."""
         config, seed, index = self.config, self.config.training.seed, gathered.at
         flip = uniform(seed, "training/flip", index) < (0.5 if config.flip else 0.0)
+        maps = augment = None
+        if config.training.augment:
+            maps, augment = draw_warp(seed, index, config.training.augment)
+            augment = augment.to(self.device)
+        corner = self._corner(index)
 
         def pixels(resolution: int) -> Tensor:
             images = to_float(gathered.images[resolution], self.device)
-            return flip_where(images, flip.to(self.device)) if config.flip else images
+            images = flip_where(images, flip.to(self.device)) if config.flip else images
+            images = images if maps is None else warp(images, maps)
+            if corner is None or config.training.crop is None:
+                return images
+            # Corners count in the smallest squares of which both resolutions have whole pixels.
+            square = resolution // self._squares
+            return crop_at(images, corner * square, config.training.crop * resolution // config.resolution)
 
         x0 = pixels(config.resolution)
         low_res = s = None
@@ -170,7 +185,20 @@ class BatchSource:
             s=s,
             noise=normal(seed, "training/noise", index.to(self.device), x0.shape[1:]),
             times=diffusion.draw_times(uniform(seed, "training/time", index)),
+            augment=augment,
         )
+
+    @property
+    def _squares(self) -> int:
+        """How many squares of whole pixels at both resolutions lie side by side."""
+        return math.gcd(*self._resolutions())
+
+    def _corner(self, index: Tensor) -> Tensor | None:
+        crop = self.config.training.crop
+        if crop is None:
+            return None
+        places = self._squares - crop * self._squares // self.config.resolution + 1
+        return draw_corner(self.config.training.seed, index, places)
 
     def batch(self, start: int, stop: int, diffusion: Diffusion, low_schedule: Schedule | None) -> Batch:
         """The batch of training positions ``start`` to ``stop`` - 1."""

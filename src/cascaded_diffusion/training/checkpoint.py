@@ -27,6 +27,7 @@ from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import open_as_usual, read_json, sha256_of, sync_folder, write_json
 from cascaded_diffusion.reading.plain import refuse_outside
 from cascaded_diffusion.reading.torch_file import TORCH_DAMAGE, check_torch_file
+from cascaded_diffusion.training.snapshots import is_length, power_weights
 
 __all__ = [
     "Whole",
@@ -56,9 +57,9 @@ _MOMENTS, _TENSOR_OVERHEAD, _FILE_OVERHEAD = 2, 2048, 2**20
 """What Adam keeps of each parameter in float32, and the most bytes that names add for each tensor and for the file."""
 
 
-def ema_file(half_life: int) -> str:
-    """File name of one average's weights."""
-    return f"ema-{half_life}.safetensors"
+def ema_file(average: int | str) -> str:
+    """File name of one average's weights: of a half-life, or of a power-function average by name."""
+    return f"ema-{average}.safetensors"
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
@@ -131,7 +132,7 @@ def _save_optimizer(optimizer: Mapping[str, Any], path: Path) -> None:
 def _write_files(
     folder: Path,
     weights: Mapping[str, Tensor],
-    averages: Mapping[int, Mapping[str, Tensor]],
+    averages: Mapping[int | str, Mapping[str, Tensor]],
     optimizer: Mapping[str, Any],
 ) -> dict[str, str]:
     """Write everything but the manifest, see that it is on disk, and read it back: name to SHA-256."""
@@ -152,7 +153,7 @@ def write_checkpoint(
     images: int,
     *,
     weights: Mapping[str, Tensor],
-    averages: Mapping[int, Mapping[str, Tensor]],
+    averages: Mapping[int | str, Mapping[str, Tensor]],
     optimizer: Mapping[str, Any],
     extra: Mapping[str, Any],
 ) -> Path:
@@ -162,7 +163,7 @@ def write_checkpoint(
         run: the run folder.
         images: images seen, the folder's name.
         weights: the network's.
-        averages: for each half-life, the averaged weights.
+        averages: for each half-life, and each power-function average by name, the averaged weights.
         optimizer: its state dict.
         extra: small facts for the manifest.
 
@@ -333,7 +334,12 @@ def find_checkpoint(run: Path, images: int | None = None) -> Path:
 
 
 def averaged_weights(folder: Path, ema: str | None) -> tuple[dict[str, Tensor], str]:
-    """The weights to sample with: an average by half-life, the default one, or ``raw``; and which it was."""
+    """The weights to sample with, and which they are.
+
+    Args:
+        folder: the checkpoint.
+        ema: a half-life in images, the relative length of a power-function average, ``raw``, or the default.
+    """
     manifest = read_checkpoint(folder)
     half_lives = manifest.get("ema_half_lives", [])
     if not isinstance(half_lives, list) or not all(type(half_life) is int for half_life in half_lives):
@@ -341,6 +347,8 @@ def averaged_weights(folder: Path, ema: str | None) -> tuple[dict[str, Tensor], 
     choice = str(half_lives[0]) if ema is None and half_lives else ema or "raw"
     if choice == "raw":
         return load_weights(folder / WEIGHTS), "raw"
+    if is_length(choice):
+        return power_weights(folder, manifest, float(choice)), f"{float(choice):g}"
     if choice not in map(str, half_lives):
         raise UserError(f"--ema: {choice!r} is not kept by this run; allowed: {', '.join(map(str, half_lives))}, raw")
     return load_weights(folder / ema_file(int(choice))), choice

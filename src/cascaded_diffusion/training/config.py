@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from cascaded_diffusion.config import StrictModel
+from cascaded_diffusion.training.power_ema import WIDEST
 
 __all__ = ["TrainingConfig"]
 
@@ -60,6 +61,15 @@ class TrainingConfig(StrictModel):
         le=100,
         description="Half-lives are capped at this share of the images seen so far (EDM); null: no cap.",
     )
+    power_ema: tuple[Annotated[float, Field(gt=0, le=WIDEST)], ...] = Field(
+        default=(),
+        max_length=8,
+        description="Relative lengths sigma_rel of power-function averages (EDM2, 2312.02696), such as [0.05, 0.1]; "
+        "snapshots of two give any length after training (cdm assemble --ema 0.13).",
+    )
+    snapshot_every: _Images | None = Field(
+        default=None, description="Images between snapshots of power_ema; null: as checkpoint_every."
+    )
     max_skipped_steps: int = Field(
         default=10,
         ge=0,
@@ -71,6 +81,20 @@ class TrainingConfig(StrictModel):
         ge=0,
         lt=1,
         description="Share of examples without class, for classifier-free guidance (2207.12598).",
+    )
+    crop: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="SR stages without attention: train on random crops of this side, the low-resolution image cropped "
+        "alike (Imagen, 2205.11487); null: whole images.",
+    )
+    augment: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Probability of each geometric augmentation (flip, scale, rotation, stretch, shift), which the "
+        "network is told and never sampled with (EDM, 2206.00364, appendix F.2).",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="auto: bf16 autocast where the hardware computes in it, else fp32."
@@ -98,4 +122,8 @@ class TrainingConfig(StrictModel):
             raise ValueError("micro_batch: auto does not go with sharding: full; give a number")
         if len(set(self.ema_half_lives)) != len(self.ema_half_lives):
             raise ValueError(f"ema_half_lives: {list(self.ema_half_lives)} names one twice")
+        if len({f"{value:g}" for value in self.power_ema}) != len(self.power_ema):
+            raise ValueError(f"power_ema: {list(self.power_ema)} names one twice")
+        if self.snapshot_every is not None and not self.power_ema:
+            raise ValueError(f"snapshot_every: {self.snapshot_every} needs power_ema")
         return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cascaded_diffusion.cascade.manifest import MANIFEST_FILE, CascadeManifest, verify_stage
+from cascaded_diffusion.cascade.manifest import MANIFEST_FILE, CascadeManifest, load_entry
 from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.cascade.stage import (
     CONFIG_FILE,
@@ -67,8 +67,7 @@ def load_part(
     entries = CascadeManifest.read(folder.parent).stages if (folder.parent / MANIFEST_FILE).is_file() else ()
     for entry in entries:
         if entry.folder == folder.name:
-            verify_stage(path, entry)
-            return Stage.load(path), entry.sampling, entry.provenance
+            return load_entry(path, entry), entry.sampling, entry.provenance
     stage = Stage.load(path)
     return stage, stage.config.sampling, _origin(path / ORIGIN_FILE)
 

@@ -15,6 +15,7 @@ from cascaded_diffusion.ranks import current_ranks, from_main, on_main
 from cascaded_diffusion.training.checkpoint import Whole, prune
 from cascaded_diffusion.training.preview import write_preview
 from cascaded_diffusion.training.run import RunLock, open_run, refuse_foreign
+from cascaded_diffusion.training.snapshots import drop_snapshots_after, write_snapshot
 from cascaded_diffusion.training.state import Parts, TrainingState
 from cascaded_diffusion.training.tracking.follow import RunLog, follow
 
@@ -49,7 +50,9 @@ class Keeper:
             def take() -> Whole | None:
                 refuse_foreign(self._run)
                 self._lock = stack.enter_context(RunLock(self._run))
-                return open_run(self._run, self._state.config, allow_changes=allow_changes)
+                found = open_run(self._run, self._state.config, allow_changes=allow_changes)
+                drop_snapshots_after(self._run, 0 if found is None else int(found.folder.name))
+                return found
 
             found = from_main(take)
             if found is not None:
@@ -112,6 +115,17 @@ class Keeper:
                 self._missed("checkpoint", f"{reason(error)}; {self.what_stands()}")
 
         from_main(write)
+
+    def snapshot(self) -> None:
+        """Keep the power-function averages as they are now; every process must ask for it."""
+        averages = self._state.gather_power()
+        if self._log is None or averages is None:
+            return
+        try:
+            self._check()
+            write_snapshot(self._run, self._state.images, averages)
+        except OSError as error:
+            self._missed("snapshot", reason(error))
 
     def _missed(self, what: str, why: str) -> None:
         _LOG.warning("the %s at %s images was not written (%s); the run goes on", what, f"{self._state.images:,}", why)

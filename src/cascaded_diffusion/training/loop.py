@@ -62,7 +62,13 @@ def _check_sampling(config: StageConfig) -> None:
     """Refuse sampling settings that the stage's schedule cannot give, before the first preview asks for them."""
     sampling = config.sampling
     try:
-        sampling_grid(Schedule(config.diffusion.noise_schedule), sampling.steps, endpoints=sampling.endpoints)
+        sampling_grid(
+            Schedule(config.diffusion.noise_schedule),
+            sampling.steps,
+            endpoints=sampling.endpoints,
+            sigmas=sampling.sigmas,
+            start=sampling.start,
+        )
     except UserError as error:
         raise UserError(f"{config.name}: sampling.{error}") from None
 
@@ -160,6 +166,8 @@ def _run(
             window = Window(trainer.device)
         if trainer.crossed(training.preview_every):
             keeper.preview()
+        if training.power_ema and trainer.crossed(training.snapshot_every or training.checkpoint_every):
+            keeper.snapshot()
         if trainer.crossed(training.checkpoint_every):
             trainer.check_ranks_agree()
             keeper.checkpoint()

@@ -27,6 +27,7 @@ from cascaded_diffusion.training.checkpoint import (
 from cascaded_diffusion.training.config import TrainingConfig
 from cascaded_diffusion.training.ema import Averages
 from cascaded_diffusion.training.guard import Guard, NotFiniteError
+from cascaded_diffusion.training.power_ema import PowerAverages
 from cascaded_diffusion.training.sharding import is_sharded, laid_out_as, shard, whole
 
 __all__ = ["Parts", "TrainingState", "learning_rate"]
@@ -74,19 +75,21 @@ class Parts(NamedTuple):
     """The tensors of a checkpoint, whole."""
 
     weights: dict[str, Tensor]
-    averages: dict[int, dict[str, Tensor]]
+    averages: dict[int | str, dict[str, Tensor]]
+    """By half-life, and power-function averages by name."""
     optimizer: dict[str, Any]
     """The optimizer's state dict."""
 
 
 @dataclass
 class TrainingState:
-    """Network, optimizer, averages, the count of images seen, and what the guard remembers."""
+    """Network, optimizer, averages of both kinds, the count of images seen, and what the guard remembers."""
 
     config: StageConfig
     network: UNet
     optimizer: torch.optim.Optimizer
     averages: Averages
+    power: PowerAverages
     images: int = 0
     guard: Guard = field(default_factory=Guard)
 
@@ -101,7 +104,8 @@ class TrainingState:
         if training.sharding == "full":
             shard(network, device, bf16=computes_in_bf16(training.precision, device))
         averages = Averages(network, training.ema_half_lives, training.ema_rampup)
-        return cls(config, network, _optimizer(training, network, device), averages)
+        power = PowerAverages(network, training.power_ema)
+        return cls(config, network, _optimizer(training, network, device), averages, power)
 
     @property
     def sharded(self) -> bool:
@@ -119,12 +123,19 @@ class TrainingState:
             moments = {position: self._gather_each(of_one) for position, of_one in sorted(optimizer["state"].items())}
             parts = Parts(
                 self._gather_each(self.network.state_dict()),
-                {half_life: self._gather_each(average) for half_life, average in self.averages.weights.items()},
+                {key: self._gather_each(average) for key, average in self._averages().items()},
                 {**optimizer, "state": moments},
             )
         else:
-            parts = Parts(self.network.state_dict(), dict(self.averages.weights), self.optimizer.state_dict())
+            parts = Parts(self.network.state_dict(), self._averages(), self.optimizer.state_dict())
         return parts if current_ranks().is_main else None
+
+    def gather_power(self) -> dict[str, dict[str, Tensor]] | None:
+        """The power-function averages, whole, on rank 0; every process must ask for it, and the others get ``None``."""
+        weights = self.power.weights
+        if self.sharded:
+            weights = {name: self._gather_each(average) for name, average in weights.items()}
+        return weights if current_ranks().is_main else None
 
     def _gather_each(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         keep = current_ranks().is_main
@@ -173,10 +184,20 @@ class TrainingState:
             extra={
                 "stage": self.config.name,
                 "ema_half_lives": list(self.averages.half_lives),
+                **({"power_ema": list(self.power.sigma_rels)} if self.power.sigma_rels else {}),
                 "guard": self.guard.to_json(),
                 "torch": torch.__version__,
             },
         )
+
+    def _averages(self) -> dict[int | str, dict[str, Tensor]]:
+        """All averages: those by half-life, and power-function averages by name."""
+        both: dict[int | str, dict[str, Tensor]] = {}
+        for half_life, average in self.averages.weights.items():
+            both[half_life] = average
+        for name, average in self.power.weights.items():
+            both[name] = average
+        return both
 
     def _tensors(self, parts: Parts) -> Iterator[tuple[str, Tensor]]:
         """Every floating-point tensor of a checkpoint, with words for it."""
@@ -211,6 +232,11 @@ class TrainingState:
                     self.averages.load(half_life, _laid_out(weights, average))
                 else:  # a half-life added by --allow-changes starts from the weights
                     self.averages.load(half_life, dict(self.network.named_parameters()))
+            for name, own in self.power.weights.items():
+                # One added by --allow-changes takes the weights for what they were all along.
+                saved = (folder / ema_file(name)).exists()
+                found = read_tensors(folder / ema_file(name), own) if saved else dict(self.network.named_parameters())
+                self.power.load(name, _laid_out(found, own) if saved else found)
             self._load_optimizer(folder)
             self.guard = Guard.from_json(manifest["guard"]) if "guard" in manifest else Guard()
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:

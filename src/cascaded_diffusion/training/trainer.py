@@ -155,7 +155,9 @@ class Trainer:
         def network(x: Tensor, time_input: Tensor) -> Tensor:
             x = x.contiguous(memory_format=torch.channels_last)
             with autocast(self.config.training.precision, self.device):
-                output: Tensor = self.engine.call(x, time_input, labels=batch.labels, low_res=batch.low_res, s=batch.s)
+                output: Tensor = self.engine.call(
+                    x, time_input, labels=batch.labels, low_res=batch.low_res, s=batch.s, augment=batch.augment
+                )
             return output
 
         return self.diffusion.training_loss(network, batch.x0, batch.noise, batch.times)
@@ -188,6 +190,7 @@ class Trainer:
         if taken:
             state.optimizer.step()
             state.averages.update(training.batch_size, state.images)
+        state.power.update(training.batch_size, state.images)  # also over weights that a skipped step left as they were
         state.optimizer.zero_grad(set_to_none=True)
         window.end_step(training.batch_size, grad_norm if taken else None)
         self.is_whole = True

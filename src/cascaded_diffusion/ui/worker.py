@@ -140,15 +140,13 @@ class Run(threading.Thread):
         self._halt = threading.Event()
         self._news = threading.Condition()
         self._state: State = "waiting"
-        steps, evaluations = job.plan.steps(), job.plan.evaluations()
+        steps, passes = job.plan.steps(), job.plan.passes()
         self._batch = min(job.count, first_batch_size("auto"))
         batches = -(-job.count // self._batch)  # more if memory runs out
         self._work = {
             stage.name: _StageWork(
                 total=steps[stage.name] * batches,
-                price=evaluations[stage.name]
-                / max(steps[stage.name], 1)
-                * (1 if job.plan.settings[stage.name].guidance == 1 else 2),
+                price=passes[stage.name] / max(steps[stage.name], 1),
             )
             for stage in job.plan.stages
         }

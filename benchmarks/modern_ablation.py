@@ -1,0 +1,211 @@
+"""What later work adds to a cascade on Fashion-MNIST: each option alone, all together, at one training length.
+
+    cdm prepare fashion-mnist DATA --resolutions 16,32
+    python benchmarks/modern_ablation.py --data DATA --out OUT --size gpu                        # not yet measured
+    python benchmarks/modern_ablation.py --data DATA --out OUT --images 30000 --num 2000         # on a CPU
+    python benchmarks/modern_ablation.py --data DATA --out OUT --arms paper all --seeds 0 1 2    # the winners again
+
+Every arm differs from `paper` in what its name says; `benchmarks/modern_arms.py` lists them. Arms that differ in
+sampling alone share their trained stages. Each arm is trained, sampled and scored once: Frechet distance in the
+packaged classifier's features, and the classification accuracy score (CAS). OUT/results.json and OUT/results.md are
+written after every arm, and the script goes on where it was stopped. `--tiny` only shows that it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from claims_show import hardware
+from modern_arms import ARMS, SIZES, Arm, Size, recipe_of
+
+from cascaded_diffusion import Cascade, PreparedData, train
+from cascaded_diffusion.cascade.guides import GuidePart, add_guides, default_sampling
+from cascaded_diffusion.cascade.judge import Request, judge_cascade
+from cascaded_diffusion.evaluation.features import Extractor, load_extractor
+from cascaded_diffusion.files import atomic_write, read_json, write_json
+from cascaded_diffusion.networks.cost import cost
+from cascaded_diffusion.precision import pick_device
+from cascaded_diffusion.recipes.recipe import stage_config
+from cascaded_diffusion.training.checkpoint import checkpoint_folders
+from cascaded_diffusion.training.export import stage_from_run
+
+
+class Ablation:
+    """Trains and scores arms, and remembers what is done.
+
+    Attributes:
+        results: key of an arm and a seed to its row.
+    """
+
+    def __init__(self, args: argparse.Namespace, size: Size, say: Callable[[str], None]) -> None:
+        self.out, self.size, self.say = args.out, size, say
+        self.data = PreparedData.open(args.data)
+        self.device = pick_device(args.device)
+        self.num, self.low, self.high = args.num, args.low, args.high
+        self.metrics = tuple(args.metrics.split(","))
+        self.extractor: Extractor = load_extractor(args.features, device=self.device)
+        self.path = self.out / "results.json"
+        stored: Any = read_json(self.path) if self.path.exists() else {}
+        self.results: dict[str, dict[str, Any]] = stored.get("arms", {})
+
+    def key(self, name: str, seed: int) -> str:
+        """An arm's name among the results: another length or number of samples is another result."""
+        return f"{name}/seed{seed}/{self.size.images}images/{self.num}samples"
+
+    def run_folder(self, arm: Arm, stage: str, seed: int) -> Path:
+        """Arms that train a stage alike share its run."""
+        return self.out / f"runs-{self.size.images}" / f"{arm.trained_as(stage)}-{stage}-seed{seed}"
+
+    def run(self, name: str, seed: int) -> None:
+        """Train, sample and score one arm, unless that is done."""
+        key, arm = self.key(name, seed), ARMS[name]
+        if key in self.results:
+            self.say(f"{key}: done before")
+            return
+        started = time.perf_counter()
+        training = {stage: self._train(arm, stage, seed) for stage in self._stages()}
+        cascade = self._cascade(arm, seed)
+        row: dict[str, Any] = {"name": name, "what": arm.what, "seed": seed, "images": self.size.images}
+        row["num"] = self.num
+        row["training_flops"] = sum(found["flops"] for found in training.values())
+        row["training_seconds"] = round(sum(found["seconds"] for found in training.values()), 1)
+        plan = cascade.plan()
+        row["evaluations"], row["passes"] = plan.evaluations(), plan.passes()
+        row["sampling"] = plan.describe()
+        row |= self._score(cascade, name, seed)
+        row["seconds"] = round(time.perf_counter() - started, 1)
+        row["hardware"] = hardware(self.device)
+        self.results[key] = row
+        self.write()
+        told = ", ".join(f"{metric} {row['scores'][metric]:.4g}" for metric in row["scores"])
+        self.say(f"{key}: {told} ({row['seconds']:.0f} s)")
+
+    def _stages(self) -> tuple[str, str]:
+        return f"base{self.low}", f"sr{self.high}"
+
+    def _config(self, arm: Arm, stage: str, seed: int) -> Any:
+        recipe = recipe_of(arm, self.size, self.low, self.high, seed)
+        channels, classes, names = self.data.channels, self.data.classes, self.data.class_names
+        return stage_config(recipe, stage, channels=channels, classes=classes, class_names=names)
+
+    def _train(self, arm: Arm, stage: str, seed: int) -> dict[str, float]:
+        # What a run records is what it was trained as; sampling settings of other arms stay out of it.
+        config = self._config(ARMS[arm.trained_as(stage)], stage, seed)
+        run = self.run_folder(arm, stage, seed)
+        started = time.perf_counter()
+        result = train(config, self.data, run, device=self.device)
+        if result.signal is not None:
+            sys.exit(130)
+        record, spent = run / "cost.json", time.perf_counter() - started
+        known: Any = read_json(record) if record.exists() else None
+        if known is None:
+            network = stage_from_run(run)[0].network
+            area = ((config.training.crop or config.resolution) / config.resolution) ** 2
+            known = {"flops": cost(network).training_flops(config.training.images) * area, "seconds": spent}
+            write_json(record, known)
+        return {str(name): float(value) for name, value in known.items()}
+
+    def _cascade(self, arm: Arm, seed: int) -> Cascade:
+        stages, defaults = [], {}
+        for name in self._stages():
+            run = self.run_folder(arm, name, seed)
+            stage, _ = stage_from_run(run, ema=arm.ema)
+            stages.append(stage)
+            if arm.guide_share and name.startswith("base"):
+                early = [folder for folder in checkpoint_folders(run) if int(folder.name) > 0]
+                wanted = arm.guide_share * self.size.images
+                images = min((int(folder.name) for folder in early), key=lambda found: abs(found - wanted))
+                add_guides(stages, [GuidePart(name, run, images)])
+            own = self._config(arm, name, seed).sampling
+            defaults[name] = default_sampling(stage, own, arm.guided if name.startswith("base") else {})
+        return Cascade(stages, defaults=defaults, no_truncated=True).to(self.device)
+
+    def _score(self, cascade: Cascade, name: str, seed: int) -> dict[str, Any]:
+        request = Request(
+            data=self.data,
+            extractor=self.extractor,
+            metrics=self.metrics,
+            num=self.num,
+            seed=seed,
+            device=self.device,
+            precision="auto",
+            cache=self.out / "features",
+            keep=self.out / "samples" / f"{name}-seed{seed}.npz",
+        )
+        (self.out / "samples").mkdir(parents=True, exist_ok=True)
+        scores = judge_cascade(cascade, request, source={"kind": "cascade", "name": name})
+        errors = {key: score.standard_error for key, score in scores.items() if score.standard_error is not None}
+        return {"scores": {key: score.value for key, score in scores.items()}, "standard_errors": errors}
+
+    def write(self) -> None:
+        """Write all results, as JSON and as a table."""
+        write_json(self.path, {"command": " ".join(sys.argv), "torch": torch.__version__, "arms": self.results})
+        with atomic_write(self.out / "results.md") as file:
+            file.write(table(list(self.results.values())).encode())
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Arms as a Markdown table, the mean and the spread (smallest to largest) over their seeds."""
+    groups: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["name"], row["images"], row["num"]), []).append(row)
+    metrics = list(dict.fromkeys(metric for row in rows for metric in row["scores"]))
+    head = ["arm", "what", *metrics, "evaluations", "passes", "training FLOPs", "images", "samples", "seeds"]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for (name, images, num), found in groups.items():
+        cells = [name, found[0]["what"]]
+        for metric in metrics:
+            values = [row["scores"][metric] for row in found if metric in row["scores"]]
+            mean = sum(values) / len(values) if values else float("nan")
+            spread = f" ({min(values):.4g} to {max(values):.4g})" if len(values) > 1 else ""
+            cells.append(f"{mean:.4g}{spread}")
+        first = found[0]
+        cells += [str(sum(first["evaluations"].values())), str(sum(first["passes"].values()))]
+        cells += [f"{first['training_flops']:.2e}", f"{images:,}", f"{num:,}", str(len(found))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top.add_argument("--data", type=Path, required=True, help="folder made by cdm prepare")
+    top.add_argument("--out", type=Path, required=True, help="folder of the runs and results")
+    top.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    top.add_argument("--seeds", type=int, nargs="+", default=[0])
+    top.add_argument("--size", choices=list(SIZES), default="cpu")
+    top.add_argument("--images", type=int, help="training images of each stage, in place of the size's")
+    top.add_argument("--num", type=int, help="samples an arm, in place of the size's")
+    top.add_argument("--low", type=int, default=16, help="resolution of the base")
+    top.add_argument("--high", type=int, default=32, help="resolution of the super-resolution stage")
+    top.add_argument("--metrics", default="fd,cas", help="as in cdm evaluate")
+    top.add_argument("--features", default="fashion-mnist", help="extractor, as in cdm evaluate")
+    top.add_argument("--device")
+    top.add_argument("--tiny", action="store_const", dest="size", const="tiny", help="--size tiny")
+    return top
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run every arm and seed asked for."""
+    args = parser().parse_args(words)
+    size = SIZES[args.size]
+    if args.images is not None:
+        size = replace(size, images=args.images)
+    args.num = size.num if args.num is None else args.num
+    args.out.mkdir(parents=True, exist_ok=True)
+    ablation = Ablation(args, size, lambda line: print(line, flush=True))
+    for seed in args.seeds:
+        for name in args.arms:
+            ablation.run(name, seed)
+    print(table(list(ablation.results.values())))
+
+
+if __name__ == "__main__":
+    main()
