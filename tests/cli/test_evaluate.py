@@ -130,6 +130,9 @@ def test_without_a_classifier_there_is_no_inception_score(
         (["--batch-size", "0"], "--batch-size: '0' is not allowed"),
         (["--precision", "fp8"], "--precision: 'fp8' is not known"),
         (["--s", "0.9"], "s: 0.9 for sr16 is out of range"),
+        (["--set", "sr16.start=2"], "sr16: start: "),
+        (["--set", "sr16=2"], "--set: 'sr16' is not of the form STAGE.KEY=VALUE"),
+        (["--set", "sr9.start=0.5"], "set: no stage 'sr9' in use; allowed: base8, sr16, sr32"),
         (["--all-checkpoints"], "--all-checkpoints: has no effect on a cascade; it is for a run folder"),
         (["--ema", "raw"], "--ema: has no effect on a cascade"),
         (["--num", "0"], "'0'; allowed: whole numbers from 1"),
@@ -147,6 +150,7 @@ def test_what_a_cascade_cannot_be_asked(
 def test_what_a_file_cannot_be_asked(refused: Cdm, common: list[object], here: Path) -> None:
     np.savez(here / "x.npz", np.zeros((8, 32, 32, 1), np.uint8))
     options = [("--steps", "3"), ("--keep", "y.npz"), ("--precision", "fp32"), ("--checkpoint", "3")]
+    options += [("--set", "base8.clip=false")]
     for option, value in options:
         message = refused("evaluate", "x.npz", *common, option, value)
         assert message.startswith(f"{option}: has no effect on a file of samples; it is for ")

@@ -323,3 +323,14 @@ def test_cascade_json(cascade: Path) -> None:
     for stage in manifest["stages"]:
         assert sorted(stage["sha256"]) == ["config.json", "model.safetensors"]
         assert sorted(path.name for path in (cascade / stage["name"]).iterdir()) == sorted(stage["sha256"])
+
+
+def test_any_setting_of_a_stage(sampled: Sampled, done: Done, refused: Any, cascade: Path, tmp_path: Path) -> None:
+    usual, _ = sampled("--num", 3)
+    changed, _ = sampled("--num", 3, "--set", "sr16.start=0.5", "--set", "base8.clip=false")
+    assert not np.array_equal(usual, changed)
+    told = done("sample", cascade, "--out", tmp_path / "y.npz", "--num", "1", "--set", "sr16.start=0.5")
+    assert "from time 0.5" in told.out + told.err
+    assert "set: sr16.s has an option of its own" in refused(
+        "sample", cascade, "--out", tmp_path / "z.npz", "--set", "sr16.s=0.2"
+    )
