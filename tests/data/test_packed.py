@@ -177,3 +177,11 @@ def test_what_is_no_lossless_picture(content: bytes) -> None:
         decode_webp(good, 9, 3)
     with pytest.raises(ValueError, match="not a whole"):
         decode_webp(good + b"x", 8, 3)
+
+
+def test_room_for_both_forms_is_asked_for(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("cascaded_diffusion.data.prepare.free_space_check", lambda folder, needed: asked.append(needed))
+    for compress in (False, True):
+        prepare(str(pictures), tmp_path / str(compress), resolutions=[8, SIDE], workers=0, compress=compress)
+    assert asked == [7 * 3 * (8**2 + SIDE**2), 7 * 3 * (8**2 + 2 * SIDE**2)]

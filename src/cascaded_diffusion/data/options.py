@@ -84,6 +84,11 @@ class Options:
         )
 
     @property
+    def pixels_an_image(self) -> int:
+        """Of all resolutions, as they need room on the disk at most: one is compressed beside its plain form."""
+        return sum(size**2 for size in self.resolutions) + max(self.compressed, default=0) ** 2
+
+    @property
     def hash_rule(self) -> str:
         """How ``val`` divides the images, in words."""
         return f"val if the content's SHA-256, its first 8 bytes over 2^64, is below {self.val}"

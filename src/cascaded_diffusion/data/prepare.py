@@ -204,7 +204,7 @@ class _Run:
 
     def _check_space(self, splits: dict[str, list[Item]]) -> None:
         images = sum(min(len(members), self.options.limit or len(members)) for members in splits.values())
-        free_space_check(self.work, images * self.outcome.channels * sum(size**2 for size in self.options.resolutions))
+        free_space_check(self.work, images * self.outcome.channels * self.options.pixels_an_image)
 
     # -- writing ------------------------------------------------------------------------------------------------------
 

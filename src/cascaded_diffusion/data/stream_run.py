@@ -89,7 +89,7 @@ class StreamRun:
     def _check_space(self) -> None:
         """Refuse to go on if the number of images is known and their room is not there."""
         images = sum(self._wanted(part) or 0 for part in self.stream.parts)
-        free_space_check(self.work, images * self.outcome.channels * sum(size**2 for size in self.options.resolutions))
+        free_space_check(self.work, images * self.outcome.channels * self.options.pixels_an_image)
 
     def _wanted(self, part: Part) -> int | None:
         """How many images of a part will be kept, if that is known."""
