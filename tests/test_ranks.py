@@ -115,6 +115,15 @@ def test_half_a_launch_is_refused(monkeypatch: pytest.MonkeyPatch, variables: di
         pass
 
 
+@pytest.mark.parametrize("given", ["", "0", "-1", "1.5", "soon", "99999999"])
+def test_a_limit_on_waiting_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    launch = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "CDM_RANK_TIMEOUT": given}
+    for name, value in launch.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"CDM_RANK_TIMEOUT: '{given}' is not allowed"), launched_ranks(CPU):
+        pass
+
+
 def test_one_gpu_for_all_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     launch = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     for name, value in launch.items():

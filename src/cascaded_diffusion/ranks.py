@@ -39,6 +39,7 @@ T = TypeVar("T")
 # One rank may write or score for long while the others wait. A process that dies closes its connections, which the
 # others notice at once; this limit is for a machine that falls silent.
 _TIMEOUT = timedelta(hours=12)
+_MEETING = timedelta(minutes=10)
 _TIMEOUT_VARIABLE = "CDM_RANK_TIMEOUT"
 
 _PACKET = 2**23
@@ -106,7 +107,8 @@ def _store(rank: int, world: int, limit: timedelta) -> Store:
     torchrun's static rendezvous keeps one store over all restarts: without the name, processes that were started again
     would look for those that are gone.
     """
-    store, _, _ = next(iter(rendezvous("env://", rank, world, timeout=limit)))
+    # A launcher that is killed leaves processes behind that still look for it.
+    store, _, _ = next(iter(rendezvous("env://", rank, world, timeout=min(limit, _MEETING))))
     store.set_timeout(limit)
     return PrefixStore(f"start/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 

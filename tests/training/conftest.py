@@ -107,6 +107,7 @@ class Commands:
 
     def __init__(self, log: Path) -> None:
         self.log = log
+        log.touch()
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-c", _SERVER]
         self._server = subprocess.Popen(

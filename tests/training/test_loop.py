@@ -15,7 +15,7 @@ from cascaded_diffusion.data.prepared import PreparedData
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.training.checkpoint import checkpoint_folders
 from cascaded_diffusion.training.loop import Progress, read_metrics, train
-from cascaded_diffusion.training.state import TrainingState, learning_rate
+from cascaded_diffusion.training.state import Parts, TrainingState, learning_rate
 from cascaded_diffusion.training.trainer import Trainer
 from cascaded_diffusion.training.window import Window
 
@@ -348,9 +348,9 @@ def test_a_second_signal_does_not_stop_the_last_save(
     import os
     import signal
 
-    def save(state: TrainingState, run: Path) -> Path:
+    def save(state: TrainingState, run: Path, parts: Parts | None = None) -> Path:
         os.kill(os.getpid(), signal.SIGINT)
-        return honest(state, run)
+        return honest(state, run, parts)
 
     honest = TrainingState.save
     monkeypatch.setattr(TrainingState, "save", save)

@@ -177,6 +177,29 @@ def test_when_one_process_is_killed_the_other_saves(
     _assert_same_bits(run, whole[2])
 
 
+def test_a_process_that_does_not_answer_is_given_up(
+    commands: Any, arguments: Arguments, launched: Callable[..., Path], tmp_path: Path
+) -> None:
+    """One that sleeps through its third step."""
+    patch = """
+import os, time
+from cascaded_diffusion.training.ema import Averages
+os.environ["CDM_RANK_TIMEOUT"] = "4"
+def update(averages, batch_size, images):
+    if rank == 1 and images == 36:
+        time.sleep(9)
+    honest(averages, batch_size, images)
+honest, Averages.update = Averages.update, update
+"""
+    told = len(commands.log.read_text())
+    commands.launch(2, arguments(tmp_path / "run"), patch=patch)
+    assert commands.wait_all() == [1, 1]
+    words = commands.log.read_text()[told:]
+    assert "another process of this launch has ended" in words
+    assert "all 36 images of training are saved" in words
+    assert int(checkpoint_folders(tmp_path / "run")[-1].name) == 36
+
+
 def test_a_batch_that_does_not_divide_is_refused(commands: Any, arguments: Arguments, tmp_path: Path) -> None:
     told = len(commands.log.read_text())
     commands.launch(2, arguments(tmp_path / "run", "--set", "training.batch_size=9", "--set", "training.micro_batch=3"))

@@ -98,9 +98,7 @@ def test_every_way_gives_the_same_losses(way: str, runs: dict[str, Path]) -> Non
     ]
 
 
-@pytest.mark.parametrize(
-    "first, then", [("4", "2"), ("4", "1"), ("4 sharded", "1"), ("4 sharded", "2 sharded"), ("1", "2 sharded")]
-)
+@pytest.mark.parametrize("first, then", [("4", "2"), ("4", "1"), ("4 sharded", "1"), ("1", "2 sharded")])
 def test_a_checkpoint_is_taken_up_by_any_other_launch(
     first: str, then: str, runs: dict[str, Path], launch: Launch, tmp_path: Path
 ) -> None:

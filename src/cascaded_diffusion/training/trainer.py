@@ -76,7 +76,8 @@ class Trainer:
         if self.config.training.micro_batch == "auto":
             self._find_micro_batch()
         if self.engine.sorts_buckets:
-            self._try(1, last=True)
+            # As many images as in a step: a compiled network need not be compiled for another number.
+            self._try(len(self.parts(self.state.images)[0]), last=True)
 
     def _find_micro_batch(self) -> None:
         size = len(self.ranks.share(self.config.training.batch_size))
