@@ -71,6 +71,18 @@ class TrainingConfig(StrictModel):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="auto: bf16 autocast where the hardware computes in it, else fp32."
     )
+    fast_path: bool = Field(
+        default=True,
+        description="Faster convolutions and norms, the same sums in another order; false: torch's own layers alone.",
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        default="auto", description="torch.compile the network; auto: on CUDA, where it pays."
+    )
+    checkpoint_activations: Literal["none", "blocks", "levels"] = Field(
+        default="none",
+        description="Compute activations again in the backward pass, of each block or each level: less memory, a third "
+        "more arithmetic, the same gradients.",
+    )
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of everything random in the run.")
     log_every: _Images = Field(default=5_000, description="Images between lines of metrics.jsonl.")
     preview_every: _Images | None = Field(default=100_000, description="Images between previews; null for none.")

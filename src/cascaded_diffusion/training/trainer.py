@@ -15,6 +15,7 @@ from cascaded_diffusion.data.prepared import PreparedData
 from cascaded_diffusion.diffusion.denoiser import Diffusion
 from cascaded_diffusion.diffusion.schedule import Schedule
 from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.networks.compiling import compiled
 from cascaded_diffusion.precision import autocast
 from cascaded_diffusion.randomness import derive_seed
 from cascaded_diffusion.ranks import add_in_place, current_ranks, gather_rows
@@ -51,6 +52,9 @@ class Trainer:
         low = conditioning.low_schedule if conditioning is not None else None
         self.low_schedule = Schedule(low) if low is not None else None
         self.state = TrainingState.fresh(config, device)
+        self.state.network.use_fast_path(config.training.fast_path)
+        self.state.network.recompute(config.training.checkpoint_activations)
+        self._network = compiled(self.state.network, config.training.compile, device)
         self.is_whole = True
 
     def parts(self, start: int) -> list[range]:
@@ -92,10 +96,7 @@ class Trainer:
         def network(x: Tensor, time_input: Tensor) -> Tensor:
             x = x.contiguous(memory_format=torch.channels_last)
             with autocast(self.config.training.precision, self.device):
-                output: Tensor = self.state.network(
-                    x, time_input, labels=batch.labels, low_res=batch.low_res, s=batch.s
-                )
-            return output
+                return self._network(x, time_input, labels=batch.labels, low_res=batch.low_res, s=batch.s)
 
         return self.diffusion.training_loss(network, batch.x0, batch.noise, batch.times)
 
