@@ -51,7 +51,7 @@ def test_both_kinds_have_the_same_number_of_parameters() -> None:
 
 
 def test_loss_parity(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--width", "64", "--side", "8", "--batch", "1", "--steps", "2"]
+    options = ["--width", "64", "--side", "16", "--batch", "1", "--steps", "2"]
     run("loss_parity", *options, "--options", "fast_path", "all", monkeypatch=monkeypatch)
     told = capsys.readouterr().out
     for option in ("fast_path", "all"):

@@ -28,6 +28,8 @@ _AT_ONE = _SPAN + 1
 """Position of (1, 1) among the 36 pairs of points; there A is all ones."""
 _FEWEST_CHANNELS = 64
 """With fewer, transforming the tiles takes longer than the multiplications that are saved."""
+_FEWEST_PIXELS = 16 * 16
+"""Smaller images have too few tiles for a matrix product."""
 _WORK_SPACE = 300_000
 """Numbers in a buffer of tiles, so that what one step writes is in the processor's cache for the next."""
 
@@ -256,8 +258,9 @@ def winograd_fits(x: Tensor, weight: Tensor) -> bool:
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and min(weight.shape[:2]) >= _FEWEST_CHANNELS
+        and x.shape[2] * x.shape[3] >= _FEWEST_PIXELS
         and x.shape[2] % _TILE == x.shape[3] % _TILE == 0
-        and x.numel() > 0
+        and len(x) > 0
     )
 
 
