@@ -144,3 +144,18 @@ def test_averages_of_a_resumed_run_have_the_closed_form(
             assert found
             for name, value in found.items():
                 torch.testing.assert_close(value.double(), average[name], rtol=0, atol=1e-6)
+
+
+def test_many_steps_follow_the_closed_form() -> None:
+    """The sum (1 - d) d^(n - 1 - i) w_i + d^n w_0 over all parameters at once, as one would write it."""
+    network = _filled(2.0)
+    averages = Averages(network, [100], None)
+    values = [0.5, -1.0, 3.0, 7.0]
+    decay = ema_decay(100, 10, images_seen=0, rampup=None)
+    expected = 2.0 * decay ** len(values)
+    for i, value in enumerate(values):
+        _fill(network, value)
+        averages.update(10, 10 * (i + 1))
+        expected += (1 - decay) * decay ** (len(values) - 1 - i) * value
+    for average in averages.weights[100].values():
+        torch.testing.assert_close(average, torch.full_like(average, expected))

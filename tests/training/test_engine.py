@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 def test_one_process_needs_no_engine() -> None:
     network = torch.nn.Linear(3, 2)
-    engine = Engine(network)
+    engine = Engine(network, torch.device("cpu"))
     assert engine.call is network
     assert not engine.sharded
     assert not engine.sorts_buckets

@@ -44,8 +44,7 @@ class OffloadedStages:
 
     @staticmethod
     def _tensors_of(stage: Stage) -> list[Tensor]:
-        guide = getattr(stage, "guide", None)  # another network that works beside it, where a stage can have one
-        networks = [stage.network] if guide is None else [stage.network, guide.network]
+        networks = [stage.network] if stage.guide is None else [stage.network, stage.guide.network]
         return [tensor for network in networks for tensor in [*network.parameters(), *network.buffers()]]
 
     def _bytes(self, name: str) -> int:

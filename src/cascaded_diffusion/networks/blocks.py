@@ -6,15 +6,20 @@ Shapes: images are (N, C, H, W), best in ``torch.channels_last`` memory format, 
 
 from __future__ import annotations
 
-import math
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cascaded_diffusion.networks.normalisation import GroupNorm, group_norm
+from cascaded_diffusion.networks.winograd import Convolution
 
 __all__ = [
     "AttentionOrder",
+    "Call",
     "DecoderLevel",
     "Direction",
     "EncoderLevel",
@@ -26,53 +31,35 @@ __all__ = [
     "SelfAttention",
     "Unit",
     "group_norm",
+    "recomputed",
     "resize_by_two",
+    "run",
     "zeroed",
 ]
 
 AttentionOrder = Literal["heads-first", "qkv-first"]
 Direction = Literal["down", "up"]
 
-_GROUPS = 32
+Call = Callable[..., Any]
+"""Calls its first argument with the others: :func:`run`, or :func:`recomputed`."""
 
 
-_LARGE = 64 * 64
-"""Pixels from which GroupNorm takes its own sums on a CPU."""
-
-_STRIP = 2**17
-"""Numbers that it squares at once; they stay in the processor's cache."""
+def run(part: Callable[..., Any], *args: Any) -> Any:
+    """Call a part of the network, which keeps what its backward pass needs."""
+    return part(*args)
 
 
-class GroupNorm(nn.GroupNorm):
-    """Group normalisation that is as exact on large images as on small ones.
+def recomputed(part: Callable[..., Any], *args: Any) -> Any:
+    """Call a part of the network so that only its arguments are kept; the backward pass runs it again.
 
-    On a CPU, torch adds up float32 images in channels_last one pixel after the other: answers are off by about 4e-5 at
-    256x256 pixels and 2e-4 at 512x512. Here rows are added up first, then their means.
+    Dropout draws the same again.
     """
-
-    def forward(self, x: Tensor) -> Tensor:
-        height, columns = x.shape[2:]
-        if x.device.type != "cpu" or x.dtype != torch.float32 or height * columns < _LARGE:
-            return super().forward(x)
-        pixels = x.permute(0, 2, 3, 1)
-        mean = _of_groups(pixels.mean(2).mean(1), self.num_groups)
-        strips = pixels.split(max(_STRIP // (len(x) * columns * x.shape[1]), 1), dim=1)
-        squares = [(strip - mean[:, None, None]).square_().mean(2) for strip in strips]
-        variance = _of_groups(torch.cat(squares, dim=1).mean(1), self.num_groups)
-        scale = (variance + self.eps).rsqrt() * self.weight
-        shift = self.bias - mean * scale
-        return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None])
+    return checkpoint(part, *args, use_reentrant=False, preserve_rng_state=True)
 
 
-def _of_groups(means: Tensor, groups: int) -> Tensor:
-    """The mean of each channel's group in the place of the channel's own: (N, C) -> (N, C)."""
-    n, width = means.shape
-    return means.view(n, groups, -1).mean(2, keepdim=True).expand(-1, -1, width // groups).reshape(n, width)
-
-
-def group_norm(width: int) -> nn.GroupNorm:
-    """Group normalisation with 32 groups, or as many as both 32 and ``width`` are multiples of."""
-    return GroupNorm(math.gcd(_GROUPS, width), width)
+def _joined(unit: nn.Module, h: Tensor, skip: Tensor, signal: Tensor) -> Tensor:
+    out: Tensor = unit(torch.cat([h, skip], dim=1), signal)
+    return out
 
 
 def zeroed(module: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
@@ -115,27 +102,26 @@ class ResidualBlock(nn.Module):
         self.resample = resample
         self.conv_first = conv_first
         self.norm_in = group_norm(width)
-        self.conv_in = nn.Conv2d(width, out_width, 3, padding=1)
+        self.conv_in = Convolution(width, out_width)
         self.signal = nn.Linear(signal_width, 2 * out_width if scale_shift else out_width)
         self.norm_out = group_norm(out_width)
         self.dropout = nn.Dropout(dropout)
-        self.conv_out = zeroed(nn.Conv2d(out_width, out_width, 3, padding=1))
+        self.conv_out = zeroed(Convolution(out_width, out_width))
         self.shortcut = nn.Identity() if width == out_width else nn.Conv2d(width, out_width, 1)
 
     def forward(self, x: Tensor, signal: Tensor) -> Tensor:
-        h = F.silu(self.norm_in(x))
+        h = self.norm_in.activated(x)
         if self.resample is not None:
             x = resize_by_two(x, self.resample)
             h = self.conv_in(h) if self.conv_first else h
             h = resize_by_two(h, self.resample)
         h = h if self.conv_first else self.conv_in(h)
-        told = self.signal(signal)[:, :, None, None]
+        told = self.signal(signal)
         if self.scale_shift:
-            scale, shift = told.chunk(2, dim=1)
-            h = torch.addcmul(shift, self.norm_out(h), 1 + scale)
+            h = self.norm_out.activated(h, *told.chunk(2, dim=1))
         else:
-            h = self.norm_out(h + told)
-        out: Tensor = self.shortcut(x) + self.conv_out(self.dropout(F.silu(h)))
+            h = self.norm_out.activated(h + told[:, :, None, None])
+        out: Tensor = self.shortcut(x) + self.conv_out(self.dropout(h))
         return out
 
 
@@ -182,8 +168,9 @@ class Resampling(nn.Module):
         super().__init__()
         self.direction: Direction = direction
         self.conv_first = conv_first
-        stride = 2 if direction == "down" else 1
-        self.conv = nn.Conv2d(width, width, 3, stride=stride, padding=1) if conv else None
+        self.conv: nn.Conv2d | None = None
+        if conv:
+            self.conv = nn.Conv2d(width, width, 3, 2, padding=1) if direction == "down" else Convolution(width, width)
 
     def forward(self, x: Tensor, signal: Tensor) -> Tensor:
         """``signal`` is not used; it is taken so that resampling and residual blocks are called alike."""
@@ -216,30 +203,35 @@ class EncoderLevel(nn.Module):
         self.units = nn.ModuleList(units)
         self.down = down
 
-    def forward(self, h: Tensor, signal: Tensor) -> list[Tensor]:
+    def forward(self, h: Tensor, signal: Tensor, call: Call = run) -> list[Tensor]:
         skips = []
         for unit in self.units:
-            h = unit(h, signal)
+            h = call(unit, h, signal)
             skips.append(h)
         if self.down is not None:
-            skips.append(self.down(h, signal))
+            skips.append(call(self.down, h, signal))
         return skips
 
 
 class DecoderLevel(nn.Module):
-    """The blocks of one resolution, each of which also sees an encoder block's output, then the way up."""
+    """The blocks of one resolution, each of which also sees an encoder block's output, then the way up.
+
+    Attributes:
+        count: how many of the encoder's outputs it takes.
+    """
 
     def __init__(self, units: list[Unit], up: nn.Module | None, *, skip_scale: float = 1.0) -> None:
         super().__init__()
         self.skip_scale = skip_scale
         self.units = nn.ModuleList(units)
+        self.count = len(units)
         self.up = up
 
-    def forward(self, h: Tensor, skips: list[Tensor], signal: Tensor) -> Tensor:
-        for unit in self.units:
-            skip = skips.pop()
-            h = unit(torch.cat([h, skip if self.skip_scale == 1 else self.skip_scale * skip], dim=1), signal)
-        return h if self.up is None else self.up(h, signal)
+    def forward(self, h: Tensor, skips: Sequence[Tensor], signal: Tensor, call: Call = run) -> Tensor:
+        """``skips`` are the encoder's, one for each unit; the last of them goes to the first unit."""
+        for unit, skip in zip(self.units, reversed(skips), strict=True):
+            h = call(_joined, unit, h, skip if self.skip_scale == 1 else self.skip_scale * skip, signal)
+        return h if self.up is None else call(self.up, h, signal)
 
 
 class Middle(nn.Module):
@@ -251,11 +243,11 @@ class Middle(nn.Module):
         self.attention = attention
         self.leave = leave
 
-    def forward(self, h: Tensor, signal: Tensor) -> Tensor:
-        h = self.enter(h, signal)
+    def forward(self, h: Tensor, signal: Tensor, call: Call = run) -> Tensor:
+        h = call(self.enter, h, signal)
         if self.attention is not None:
-            h = self.attention(h)
-        out: Tensor = self.leave(h, signal)
+            h = call(self.attention, h)
+        out: Tensor = call(self.leave, h, signal)
         return out
 
 
@@ -265,8 +257,8 @@ class Head(nn.Module):
     def __init__(self, width: int, out_channels: int) -> None:
         super().__init__()
         self.norm = group_norm(width)
-        self.conv = zeroed(nn.Conv2d(width, out_channels, 3, padding=1))
+        self.conv = zeroed(Convolution(width, out_channels))
 
     def forward(self, h: Tensor) -> Tensor:
-        out: Tensor = self.conv(F.silu(self.norm(h)))
+        out: Tensor = self.conv(self.norm.activated(h))
         return out

@@ -5,7 +5,7 @@ It expresses the networks of CDM (2106.15282, appendix B) and of guided-diffusio
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +25,17 @@ from cascaded_diffusion.networks.blocks import (
     ResidualBlock,
     SelfAttention,
     Unit,
+    recomputed,
+    run,
 )
 from cascaded_diffusion.networks.embeddings import ClassEmbedding, ScalarEmbedding
+from cascaded_diffusion.networks.normalisation import GroupNorm
+from cascaded_diffusion.networks.winograd import Convolution
 
-__all__ = ["NetworkConfig", "UNet"]
+__all__ = ["Keep", "NetworkConfig", "UNet"]
+
+Keep = Literal["none", "blocks", "levels"]
+"""What of the activations is computed again in the backward pass instead of kept: see :meth:`UNet.recompute`."""
 
 _WIDEST = 16_384
 _LEVELS = 12  # of two pixels and up
@@ -286,6 +293,8 @@ class UNet(nn.Module):
         self.crop = crop
         self.augment_features = augment_features
 
+        self.recompute("none")
+
         builder = _Builder(config, resolution)
         width, signal_width, pixels = builder.widths[0], builder.signal_width, config.patch**2
         self.time_embedding = ScalarEmbedding(config.channels, signal_width)
@@ -298,6 +307,23 @@ class UNet(nn.Module):
         self.middle = builder.middle()
         self.decoder = builder.decoder()
         self.head = Head(width, out_channels * pixels)
+
+    def use_fast_path(self, on: bool) -> None:
+        """Allow or forbid the faster ways to the same answer; without them every layer is torch's own.
+
+        They are another order of the same sums: answers and gradients agree to rounding.
+        """
+        for module in self.modules():
+            if isinstance(module, GroupNorm | Convolution):
+                module.fast = on
+
+    def recompute(self, parts: Keep) -> None:
+        """Trade arithmetic for memory in training: the gradients are the same.
+
+        With ``blocks``, only what goes from block to block is kept and each block runs again in the backward pass,
+        which adds a third to the arithmetic; with ``levels``, only what goes from level to level.
+        """
+        self._recompute: Keep = parts
 
     def forward(
         self,
@@ -325,12 +351,17 @@ class UNet(nn.Module):
         h = self._input(x, low_res)
         signal = self._signal(time, labels, s, augment)
         h = self.stem(h)
+        parts = self._recompute if torch.is_grad_enabled() else "none"
+        outer = recomputed if parts == "levels" else run
+        inner = recomputed if parts == "blocks" else run
         skips = [h]
         for level in self.encoder:
-            skips += level(skips[-1], signal)
-        h = self.middle(skips[-1], signal)
+            skips += outer(level, skips[-1], signal, inner)
+        h = outer(self.middle, skips[-1], signal, inner)
         for level in self.decoder:
-            h = level(h, skips, signal)
+            start = len(skips) - cast(DecoderLevel, level).count
+            h = outer(level, h, skips[start:], signal, inner)
+            del skips[start:]
         h = self.head(h)
         return h if self.config.patch == 1 else F.pixel_shuffle(h, self.config.patch)
 

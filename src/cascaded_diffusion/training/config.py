@@ -99,6 +99,18 @@ class TrainingConfig(StrictModel):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="auto: bf16 autocast where the hardware computes in it, else fp32."
     )
+    fast_path: bool = Field(
+        default=True,
+        description="Faster convolutions and norms, the same sums in another order; false: torch's own layers alone.",
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        default="auto", description="torch.compile the network; auto: on CUDA, where it pays."
+    )
+    checkpoint_activations: Literal["none", "blocks", "levels"] = Field(
+        default="none",
+        description="Compute activations again in the backward pass, of each block or each level: less memory, a third "
+        "more arithmetic, the same gradients.",
+    )
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of everything random in the run.")
     log_every: _Images = Field(default=5_000, description="Images between lines of metrics.jsonl.")
     preview_every: _Images | None = Field(default=100_000, description="Images between previews; null for none.")
@@ -120,6 +132,8 @@ class TrainingConfig(StrictModel):
         if self.micro_batch == "auto" and self.sharding == "full":
             # Memory may run out on one process alone, while the others wait for its part of the weights.
             raise ValueError("micro_batch: auto does not go with sharding: full; give a number")
+        if self.compile == "on" and self.sharding == "full":
+            raise ValueError("compile: on does not go with sharding: full, which is not compiled; allowed: auto, off")
         if len(set(self.ema_half_lives)) != len(self.ema_half_lives):
             raise ValueError(f"ema_half_lives: {list(self.ema_half_lives)} names one twice")
         if len({f"{value:g}" for value in self.power_ema}) != len(self.power_ema):

@@ -5,6 +5,7 @@ global batch size; neither engine divides again.
 """
 
 # Without deferred annotations: DistributedDataParallel compares those of a communication hook with its own types.
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -13,6 +14,7 @@ from torch import distributed as dist
 from torch.distributed import GradBucket  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
+from cascaded_diffusion.networks.compiling import CompileChoice, compiled
 from cascaded_diffusion.ranks import current_ranks, together
 from cascaded_diffusion.training.sharding import is_sharded, whole
 
@@ -24,6 +26,18 @@ def _sum(state: None, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     assert work is not None  # it is asynchronous
     summed: torch.futures.Future[torch.Tensor] = work.get_future().then(lambda done: done.value()[0])
     return summed
+
+
+class _Compiled(nn.Module):
+    """A network whose forward pass is another, compiled call of it; its parameters are the network's."""
+
+    def __init__(self, network: nn.Module, call: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.network = network
+        self._call = call
+
+    def forward(self, *args: Tensor, **kwargs: Tensor | None) -> Tensor:
+        return self._call(*args, **kwargs)
 
 
 class Engine:
@@ -39,20 +53,21 @@ class Engine:
             run would sum its first step in another order than the run that was never interrupted.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        """``network`` is on its device, and sharded already if it is to be."""
+    def __init__(self, network: nn.Module, device: torch.device, compile: CompileChoice = "off") -> None:
+        """``network`` is on ``device``, and sharded already if it is to be; a sharded one is not compiled."""
         self._network = network
         self._parallel: DistributedDataParallel | None = None
         self.sharded = is_sharded(network)
+        call = network if self.sharded else compiled(network, compile, device)
         if current_ranks().world > 1 and not self.sharded:
             # No static graph: it would forbid leaving out the sums of the passes before a step's last.
             self._parallel = DistributedDataParallel(
-                network,
+                network if call is network else _Compiled(network, call),
                 init_sync=False,  # same seed, same weights; Trainer.check_ranks_agree finds out if not
                 gradient_as_bucket_view=True,
             )
             self._parallel.register_comm_hook(None, _sum)
-        self.call: nn.Module = network if self._parallel is None else self._parallel
+        self.call: Callable[..., Tensor] = call if self._parallel is None else self._parallel
         self.sorts_buckets = self._parallel is not None
 
     def close(self) -> None:

@@ -53,7 +53,9 @@ class Trainer:
         low = conditioning.low_schedule if conditioning is not None else None
         self.low_schedule = Schedule(low) if low is not None else None
         self.state = TrainingState.fresh(config, device)
-        self.engine = Engine(self.state.network)
+        self.state.network.use_fast_path(config.training.fast_path)
+        self.state.network.recompute(config.training.checkpoint_activations)
+        self.engine = Engine(self.state.network, device, config.training.compile)
         self._fits: int | None = None
         self.is_whole = True
 
