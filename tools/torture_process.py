@@ -7,6 +7,7 @@ attempts are started anew all the same, by the interpreter or by torchrun, to sh
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,8 @@ class Running:
     statuses: dict[int, int] = field(default_factory=dict)
     """Of the processes that have ended; minus the signal that killed it."""
     started: float = field(default_factory=time.monotonic)
+    told_to_end: bool = False
+    """Whether some were sent SIGTERM because another had ended with an error."""
 
     def ended(self) -> bool:
         """Whether all processes have."""
@@ -121,12 +124,18 @@ class Running:
             os.kill(self.pids[rank], signal.SIGKILL)
             self.wait(60)
             return
+        # Those that torchrun starts are in sessions of their own, and would go on training without it.
+        others = _descendants(self.pids)
         for pid in self.pids:
             if pid not in self.statuses:
                 os.killpg(pid, signal.SIGKILL)
+        for pid in others:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._reap()
 
     def _end_others(self) -> None:
+        self.told_to_end = not self.ended()
         self.send(signal.SIGTERM)
         deadline = time.monotonic() + _GRACE_S
         while not self.ended() and time.monotonic() < deadline:
@@ -142,6 +151,20 @@ class Running:
     def status(self) -> int:
         """The first process's exit status."""
         return self.statuses[self.pids[0]]
+
+
+def _descendants(pids: Sequence[int]) -> list[int]:
+    """Processes that these have started, and those that they have, from the process table."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # The name, in parentheses, may hold anything; the state and the parent follow it.
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    found, newest = [], list(pids)
+    while newest:
+        newest = [pid for pid, parent in parents.items() if parent in newest]
+        found += newest
+    return found
 
 
 def start(order: Order) -> Running:

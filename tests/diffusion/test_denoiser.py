@@ -268,6 +268,8 @@ def test_the_networks_time_input() -> None:
     angle = _diffusion(None, noise_embedding="angle")
     assert told(angle) == pytest.approx([1000 * math.acos(root) / (math.pi / 2) for root in roots.tolist()], abs=1e-3)
     assert angle.time_input(torch.zeros(1), torch.ones(1)).tolist() == [0]
+    # A level that rounding has put above 1 is the clean image's too.
+    assert angle.time_input(torch.zeros(1), torch.ones(1) + 1e-6).tolist() == [0]
 
 
 @pytest.mark.parametrize("options, limit", [({}, 1.0), ({"clip": False}, 3.0), ({"percentile": 1.0}, 1.0)])
@@ -300,12 +302,18 @@ def test_half_precision_networks_are_read_in_float32() -> None:
     ({"noise_schedule": {"timesteps": 1}, "variance": "learned"}, "at least 2 timesteps, got 1"),
     ({"variance": "learned", "min_snr_gamma": 5}, "min_snr_gamma: 5 does not go"),
     ({"min_snr_gamma": 0}, "min_snr_gamma"),
+    ({"min_snr_gamma": 1_000_000.5}, "min_snr_gamma"),
     ({"prediction": "noise"}, "prediction"),
     ({"noise_shedule": {}}, "noise_shedule"),
 ])  # fmt: skip
 def test_configurations_that_do_not_fit_are_refused(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         DiffusionConfig.model_validate(values)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1_000_000])
+def test_min_snr_takes_any_weight_that_is_one(gamma: float) -> None:
+    assert DiffusionConfig(min_snr_gamma=gamma).min_snr_gamma == gamma
 
 
 def test_the_bound_is_for_discrete_schedules() -> None:

@@ -70,6 +70,11 @@ def test_sections_of_a_thousand_as_guided_diffusion_cuts_them() -> None:
     assert steps[-1] == 1000
 
 
+def test_two_numbers_are_two_sections() -> None:
+    levels = sampling_grid(_schedule(9), "2,3")
+    assert [round(9 * level.time) for level in levels] == [9, 8, 6, 5, 1, 0]
+
+
 def test_integer_strides_by_hand() -> None:
     assert strided_steps(1000, 25) == list(range(1, 1000, 40))
     assert strided_steps(1000, 50) == list(range(1, 1000, 20))
@@ -91,10 +96,12 @@ def test_integer_strides_by_hand() -> None:
     (1000, "ddim", "not allowed"),
     (1000, "ddim0", "not allowed"),
     (1000, "\u0661\u0660", "not allowed"),
-    (1000, 1001, "allowed 1 to 1000"),
+    (1000, 1001, "1001 is more than the T=1000 that the stage was trained with; allowed 1 to 1000"),
     (9, "4,3,2", "section 1 has 3 steps, 4 were asked for"),
     (1000, "ddim999", "the nearest allowed: ddim1000 or ddim500"),
+    (1000, "ddim400", "the nearest allowed: ddim500 or ddim334"),
     (1000, "ddim1", "nearest allowed: ddim2"),
+    (2, "ddim1", "nearest allowed: ddim2"),
     (1000, "ddim2000", "nearest allowed: ddim1000"),
     (None, "10,20", "needs a discrete stage"),
     (None, "ddim10", "needs a discrete stage"),

@@ -87,6 +87,8 @@ def test_what_json_cannot_hold_is_refused() -> None:
         Score(float("nan"), about())
     with pytest.raises(ValueError, match="standard_error: inf"):
         Score(1.0, about(), float("inf"))
+    with pytest.raises(ValueError, match=r"standard_error: -0.75 is not allowed; a number from 0 is"):
+        Score(1.0, about(), -0.75)
     with pytest.raises(ValueError, match="n, value would hide"):
         Score(1.0, about(), extra={"value": 2, "n": 3, "top5": 4})
 

@@ -110,7 +110,8 @@ def _child(name: str, count: int, number: int, limits: tuple[int, float], folder
             if outcome != "taken":
                 tell("wrong", f"a valid input: {outcome}", content.hex())
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
+        most = used + max(memory, target.memory)
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
         rest = count
 
         def use(content: bytes) -> None:

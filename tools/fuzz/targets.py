@@ -49,11 +49,13 @@ class Target(NamedTuple):
         valid: inputs that it takes.
         mutate: makes another input of one of them.
         read: calls the reader with an input; it may raise :class:`UserError` and nothing else.
+        memory: bytes that it may take, if that is more than others may.
     """
 
     valid: tuple[bytes, ...]
     mutate: Callable[[Random, bytes], bytes]
     read: Callable[[bytes], object]
+    memory: int = 0
 
     def make(self, rng: Random) -> bytes:
         """An input."""
@@ -246,7 +248,9 @@ def _image(form: str, folder: Path) -> Target:
     def mutate(rng: Random, content: bytes) -> bytes:
         return bytes_of.png(rng, content) if form == "PNG" else bytes_of.anywhere(rng, content, valid)
 
-    return Target(valid, mutate, read)
+    # 178 million pixels, the most that Pillow opens, as red, green, blue and alpha, once more without alpha, and
+    # what a decoder holds beside them.
+    return Target(valid, mutate, read, memory=3 * 2**30)
 
 
 # -- evaluation, search, report ---------------------------------------------------------------------------------------

@@ -114,6 +114,8 @@ class Score:
         for name, number in numbers.items():
             if number is not None and not math.isfinite(number):
                 raise ValueError(f"{name}: {number} is not finite")
+        if self.standard_error is not None and self.standard_error < 0:
+            raise ValueError(f"standard_error: {self.standard_error:g} is not allowed; a number from 0 is")
         taken = {*numbers, "note", *Provenance.model_fields} & set(self.extra)
         if taken:
             raise ValueError(f"extra: {', '.join(sorted(taken))} would hide what a score has anyway")
