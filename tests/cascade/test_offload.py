@@ -79,11 +79,11 @@ def test_images_are_those_of_stages_that_stay(stages: list[Stage], monkeypatch: 
     fetch = OffloadedStages._fetch
     monkeypatch.setattr(OffloadedStages, "_fetch", lambda self, name: (fetched.append(name), fetch(self, name)))
     monkeypatch.setattr(OffloadedStages, "_copy", lambda self, tensor: tensor.clone())
-    cascade._offloaded = OffloadedStages(stages, CPU)
+    cascade.offloaded = OffloadedStages(stages, CPU)
     found = cascade.sample(5, batch_size=3, return_stages=True)
     assert fetched == ["base8", "sr16", "sr16", "base8"] * 2  # two blocks; each stage, and the one that follows
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
-    assert _away(stages, cascade._offloaded) == [True, True]
+    assert _away(stages, cascade.offloaded) == [True, True]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory and streams need CUDA")

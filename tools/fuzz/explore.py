@@ -119,7 +119,7 @@ def _child(name: str, count: int, number: int, limits: tuple[int, float], folder
             rest -= 1
             (folder / LAST).write_bytes(content)
             tell("at")
-            outcome = try_once(target, content, seconds)
+            outcome = try_once(target, content, max(seconds, target.seconds))
             kind = outcome if outcome in ("taken", "refused") else "wrong"
             tell(kind, str(outcome), content.hex() if kind == "wrong" else "")
 

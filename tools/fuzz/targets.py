@@ -50,12 +50,14 @@ class Target(NamedTuple):
         mutate: makes another input of one of them.
         read: calls the reader with an input; it may raise :class:`UserError` and nothing else.
         memory: bytes that it may take, if that is more than others may.
+        seconds: of work on one input, likewise.
     """
 
     valid: tuple[bytes, ...]
     mutate: Callable[[Random, bytes], bytes]
     read: Callable[[bytes], object]
     memory: int = 0
+    seconds: float = 0
 
     def make(self, rng: Random) -> bytes:
         """An input."""
@@ -249,8 +251,8 @@ def _image(form: str, folder: Path) -> Target:
         return bytes_of.png(rng, content) if form == "PNG" else bytes_of.anywhere(rng, content, valid)
 
     # 178 million pixels, the most that Pillow opens, as red, green, blue and alpha, once more without alpha, and
-    # what a decoder holds beside them.
-    return Target(valid, mutate, read, memory=3 * 2**30)
+    # what a decoder holds beside them; decoded twice.
+    return Target(valid, mutate, read, memory=3 * 2**30, seconds=30)
 
 
 # -- evaluation, search, report ---------------------------------------------------------------------------------------
