@@ -236,6 +236,16 @@ def test_old_checkpoints_that_cannot_be_deleted_do_not_end_the_run(
     assert [int(path.name) for path in checkpoint_folders(tmp_path)] == [16, 32, 48, 64]
 
 
+def test_a_checkpoint_too_many_of_a_process_that_died_at_the_end_is_deleted(
+    tmp_path: Path, config: StageConfig, colour_data: PreparedData
+) -> None:
+    train(config, colour_data, tmp_path, device=CPU)
+    last = checkpoint_folders(tmp_path)[-1]
+    shutil.copytree(last, last.with_name("000000000032"))
+    assert train(config, colour_data, tmp_path, device=CPU).checkpoint == last
+    assert [int(path.name) for path in checkpoint_folders(tmp_path)] == [48, 64]
+
+
 # -- memory -----------------------------------------------------------------------------------------------------------
 
 CPU_WORDS = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"

@@ -35,6 +35,7 @@ class Keeper:
         self._run, self._state, self._data, self._trackers = run, state, data, trackers
         self._saved: Path | None = None
         self._whole: set[Path] = set()
+        self._pruned = False
         self._lock: RunLock | None = None
         self._log: RunLog | None = None
 
@@ -134,6 +135,10 @@ class Keeper:
         self._check()
         self._saved = self._state.save(self._run, parts)
         self._whole.add(self._saved)
+        self._prune()
+
+    def _prune(self) -> None:
+        self._pruned = True
         try:
             prune(self._run, self._state.config.training.keep_checkpoints, self._whole)
         except OSError as error:
@@ -166,6 +171,8 @@ class Keeper:
             try:
                 if is_due:
                     self._save(parts)
+                elif not self._pruned:  # one that died right after its last checkpoint has left one too many
+                    self._prune()
             except OSError as error:
                 name, images = self._state.config.name, self._state.images
                 raise RuntimeError(
