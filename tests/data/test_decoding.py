@@ -269,3 +269,19 @@ def test_compressed_metadata_without_end_takes_no_memory(tmp_path: Path, frugal:
         (tmp_path / "a.png").write_bytes(content[:33] + extra + content[33:])
         # Pillow leaves out a profile that is too large, and refuses text that is.
         assert frugal(lambda: decode(tmp_path / "a.png", 3)) == "read"
+
+
+def test_a_header_that_promises_gigabytes_takes_no_memory(tmp_path: Path, frugal: Callable[..., str]) -> None:
+    path = tmp_path / "x.jp2"
+    Image.new("RGB", (8, 8)).save(path)
+    content = bytearray(path.read_bytes())
+    box = content.index(b"jp2h") - 4
+    content[box : box + 4] = (2**32 - 2**15).to_bytes(4, "big")
+    path.write_bytes(content)
+
+    def read() -> None:
+        for result in (look(path, False), decode(path, 3)):
+            assert isinstance(result, Bad)
+            assert "Expected to read" in result.reason
+
+    assert frugal(read) == "read"

@@ -250,9 +250,9 @@ def _image(form: str, folder: Path) -> Target:
     def mutate(rng: Random, content: bytes) -> bytes:
         return bytes_of.png(rng, content) if form == "PNG" else bytes_of.anywhere(rng, content, valid)
 
-    # 178 million pixels, the most that Pillow opens, as red, green, blue and alpha, once more without alpha, and
-    # what a decoder holds beside them; decoded twice.
-    return Target(valid, mutate, read, memory=3 * 2**30, seconds=30)
+    # 178 million pixels, the most that Pillow opens, decoded twice. One with alpha is there as the decoder's, as red,
+    # green, blue and alpha, as an array, laid on white, and as an image again: 20 bytes a pixel.
+    return Target(valid, mutate, read, memory=4 * 2**30, seconds=30)
 
 
 # -- evaluation, search, report ---------------------------------------------------------------------------------------

@@ -84,6 +84,35 @@ def decode_content(content: bytes, with_digest: bool) -> tuple[Facts, Pixels] | 
     return _with_image(lambda: io.BytesIO(content), both)
 
 
+class _Modest(io.BufferedIOBase):
+    """A file of which nobody reads more than it holds.
+
+    Python takes memory for as many bytes as it is asked for, and decoders ask for what a header claims: 4 GB in a file of
+    600 bytes.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(self._size - self._file.tell(), 0)
+        return self._file.read(left if size is None or size < 0 else min(size, left))
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
 def _with_file(path: Path, use: Callable[[Image.Image], Result]) -> Result | Bad:
     if path.suffix.lower() in _UNREADABLE_SUFFIXES:
         return Bad(f"{path.suffix} files cannot be read; convert it to PNG or JPEG")
@@ -100,7 +129,7 @@ def _with_image(opened: Callable[[], IO[bytes]], use: Callable[[Image.Image], Re
             if not file.read(1):
                 return Bad("the file is empty")
             file.seek(0)
-            with Image.open(file, formats=_formats()) as image:
+            with Image.open(_Modest(file), formats=_formats()) as image:
                 return use(image)
     except MemoryError:
         raise
