@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -87,8 +87,8 @@ def decode_content(content: bytes, with_digest: bool) -> tuple[Facts, Pixels] | 
 class _Modest(io.BufferedIOBase):
     """A file of which nobody reads more than it holds.
 
-    Python takes memory for as many bytes as it is asked for, and decoders ask for what a header claims: 4 GB in a file of
-    600 bytes.
+    Python takes memory for as many bytes as it is asked for, and decoders ask for what a header claims: 4 GB of a file
+    that has 600 bytes.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -129,7 +129,7 @@ def _with_image(opened: Callable[[], IO[bytes]], use: Callable[[Image.Image], Re
             if not file.read(1):
                 return Bad("the file is empty")
             file.seek(0)
-            with Image.open(_Modest(file), formats=_formats()) as image:
+            with Image.open(cast("IO[bytes]", _Modest(file)), formats=_formats()) as image:
                 return use(image)
     except MemoryError:
         raise
