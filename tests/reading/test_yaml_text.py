@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,10 @@ from cascaded_diffusion.reading.yaml_text import MOST_BYTES, parse_yaml
 
 Frugal = Callable[[Callable[[], object]], str]
 
-PLAIN = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "Zs")), max_size=8)
+# PyYAML writes a text such as 1e-4 without quotes, which people, and so this reader, take for a number.
+PLAIN = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "Zs")), max_size=8).filter(
+    lambda text: not re.fullmatch(r"[-+]?[0-9._]+[eE][-+]?[0-9]+", text)
+)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False) | PLAIN,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(PLAIN, inner, max_size=4),
