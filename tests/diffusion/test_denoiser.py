@@ -303,6 +303,7 @@ def test_half_precision_networks_are_read_in_float32() -> None:
     ({"variance": "learned", "min_snr_gamma": 5}, "min_snr_gamma: 5 does not go"),
     ({"min_snr_gamma": 0}, "min_snr_gamma"),
     ({"min_snr_gamma": 1_000_000.5}, "min_snr_gamma"),
+    ({"prediction": "edm", "sigma_data": 10.5}, "sigma_data"),
     ({"prediction": "noise"}, "prediction"),
     ({"noise_shedule": {}}, "noise_shedule"),
 ])  # fmt: skip
