@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from operator import methodcaller
-from typing import Any
 
 from cascaded_diffusion.cascade.generate import stage_evaluations, stage_passes
 from cascaded_diffusion.cascade.stage import Stage, StageConfig, empty_network
@@ -122,10 +121,6 @@ class StageBudget:
         crops, computes and keeps in proportion to them."""
         return ((self.config.training.crop or self.config.resolution) / self.config.resolution) ** 2
 
-    def _setting(self, name: str, default: Any) -> Any:
-        """A training setting that not every version has."""
-        return getattr(self.config.training, name, default)
-
     # -- arithmetic ---------------------------------------------------------------------------------------------------
 
     @property
@@ -176,7 +171,7 @@ class StageBudget:
     @cached_property
     def activation_bytes(self) -> int:
         """What the forward pass of one image keeps for the backward pass, in float32."""
-        again = self._setting("checkpoint_activations", "none")
+        again = self.config.training.checkpoint_activations
         if again == "none":
             return round(self.price.activation_bytes * self._area)
         network = empty_network(self.config)

@@ -122,12 +122,11 @@ def train_command(
 
 def _warn_of_attention(config: StageConfig, device: torch.device, world: int) -> None:
     """One line before any memory is taken; only what torch chooses later decides whether it comes to that."""
-    from cascaded_diffusion.cascade.budget import too_large_attention
+    from cascaded_diffusion.cascade.budget import StageBudget, too_large_attention
     from cascaded_diffusion.memory import total_memory
 
-    memory, batch = total_memory(device), config.training.batch_size
-    micro = config.training.micro_batch
-    images = min(micro if isinstance(micro, int) else batch, -(-batch // world))
+    memory = total_memory(device)
+    images = StageBudget(config, config.training.batch_size, world).share
     warning = None if memory is None else too_large_attention(config, images, memory)
     if warning is not None:
         typer.echo(warning, err=True)

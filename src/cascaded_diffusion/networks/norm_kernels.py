@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cascaded_diffusion.networks.normalisation import of_groups
+
 __all__ = ["has_kernels", "norm_silu", "norm_silu_backward"]
 
 _ROWS = 64
@@ -52,17 +54,10 @@ def norm_silu_backward(
     level = offset - mean * slope
     grad_offset, grad_gain = _backward_sums(grad, x, slope, level, mean)
     grad_gain = grad_gain * rstd
-    shared = _of_groups(torch.stack([grad_offset * gain, grad_gain * gain]), groups) / pixels
+    shared = of_groups(torch.stack([grad_offset * gain, grad_gain * gain]), groups) / pixels
     tilt = shared[1] * rstd * rstd
     out = _backward_apply(grad, x, slope, level, tilt, mean * tilt - rstd * shared[0])
     return out, grad_gain, grad_offset
-
-
-def _of_groups(values: Tensor, groups: int) -> Tensor:
-    """The mean over each channel's group in the channel's place: (..., C) -> (..., C)."""
-    c = values.shape[-1]
-    means = values.reshape(*values.shape[:-1], groups, c // groups).mean(-1, keepdim=True)
-    return means.expand(*means.shape[:-1], c // groups).flatten(-2)
 
 
 def _counts(pixels: int, device: torch.device) -> Tensor:
@@ -74,9 +69,9 @@ def _counts(pixels: int, device: torch.device) -> Tensor:
 def _joined(means: Tensor, squares: Tensor, pixels: int, groups: int, eps: float) -> tuple[Tensor, Tensor]:
     """Strips' means and squares (N, strips, C) to the groups' mean and 1 / std (N, C)."""
     counts = _counts(pixels, means.device)
-    mean = _of_groups((means * counts).sum(1) / pixels, groups)
+    mean = of_groups((means * counts).sum(1) / pixels, groups)
     squares = (squares + counts * (means - mean[:, None]).square_()).sum(1)
-    return mean, (_of_groups(squares / pixels, groups) + eps).rsqrt()
+    return mean, (of_groups(squares / pixels, groups) + eps).rsqrt()
 
 
 def _pixels(x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from cascaded_diffusion.networks.sharing import in_shares
 
-__all__ = ["GroupNorm", "group_norm"]
+__all__ = ["GroupNorm", "group_norm", "of_groups"]
 
 _GROUPS = 32
 
@@ -48,10 +48,10 @@ class GroupNorm(nn.GroupNorm):
         if x.device.type != "cpu" or x.dtype != torch.float32 or height * columns < _LARGE:
             return super().forward(x)
         pixels = x.permute(0, 2, 3, 1)
-        mean = _of_groups(pixels.mean(2).mean(1), self.num_groups)
+        mean = of_groups(pixels.mean(2).mean(1), self.num_groups)
         strips = pixels.split(max(_STRIP // (len(x) * columns * x.shape[1]), 1), dim=1)
         squares = [(strip - mean[:, None, None]).square_().mean(2) for strip in strips]
-        variance = _of_groups(torch.cat(squares, dim=1).mean(1), self.num_groups)
+        variance = of_groups(torch.cat(squares, dim=1).mean(1), self.num_groups)
         scale = (variance + self.eps).rsqrt() * self.weight
         shift = self.bias - mean * scale
         return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None])
@@ -92,10 +92,11 @@ class GroupNorm(nn.GroupNorm):
         )
 
 
-def _of_groups(means: Tensor, groups: int) -> Tensor:
-    """The mean of each channel's group in the place of the channel's own: (N, C) -> (N, C)."""
-    n, width = means.shape
-    return means.view(n, groups, -1).mean(2, keepdim=True).expand(-1, -1, width // groups).reshape(n, width)
+def of_groups(values: Tensor, groups: int) -> Tensor:
+    """The mean over each channel's group in the place of the channel's own: (..., C) -> (..., C)."""
+    c = values.shape[-1]
+    means = values.reshape(*values.shape[:-1], groups, c // groups).mean(-1, keepdim=True)
+    return means.expand(*means.shape[:-1], c // groups).flatten(-2)
 
 
 def group_norm(width: int) -> GroupNorm:
@@ -168,10 +169,10 @@ def _forward(
     """Fill ``mean`` and ``rstd`` (N, C), every channel with its group's, and ``out``, for the images of one share."""
     for part in _parts(own, pixels):
         x = pixels[part]
-        centre = _of_groups(x.mean(1), groups)
+        centre = of_groups(x.mean(1), groups)
         mean[part] = centre
         work = torch.sub(x, centre[:, None], out=out[part])
-        variance = _of_groups(work.square_().mean(1), groups)
+        variance = of_groups(work.square_().mean(1), groups)
         rstd[part] = (variance + eps).rsqrt_()
         slope = rstd[part] * gain[part]
         torch.addcmul((offset[part] - centre * slope)[:, None], x, slope[:, None], out=out[part])
@@ -198,7 +199,7 @@ def _backward(
     grad_offset = out.sum(1)
     grad_gain = before.mul_(out).sum(1).mul_(rstd)
     # dx = rstd (g gain - <g gain> - xhat <g gain xhat>), the means taken over the group's channels and pixels.
-    level = _of_groups(grad_offset * gain, groups) / pixels
-    tilt = _of_groups(grad_gain * gain, groups) / pixels * rstd * rstd
+    level = of_groups(grad_offset * gain, groups) / pixels
+    tilt = of_groups(grad_gain * gain, groups) / pixels * rstd * rstd
     out.mul_(slope[:, None]).addcmul_(x, -tilt[:, None]).add_((mean * tilt - rstd * level)[:, None])
     return grad_gain, grad_offset
