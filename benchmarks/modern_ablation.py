@@ -2,7 +2,7 @@
 
     cdm prepare fashion-mnist DATA --resolutions 16,32
     python benchmarks/modern_ablation.py --data DATA --out OUT --size gpu                        # not yet measured
-    python benchmarks/modern_ablation.py --data DATA --out OUT --images 30000 --num 2000         # on a CPU
+    python benchmarks/modern_ablation.py --data DATA --out OUT                                   # on a CPU
     python benchmarks/modern_ablation.py --data DATA --out OUT --arms paper all --seeds 0 1 2    # the winners again
 
 Every arm differs from `paper` in what its name says; `benchmarks/modern_arms.py` lists them. Arms that differ in

@@ -304,12 +304,24 @@ def test_half_precision_networks_are_read_in_float32() -> None:
     ({"min_snr_gamma": 0}, "min_snr_gamma"),
     ({"min_snr_gamma": 1_000_000.5}, "min_snr_gamma"),
     ({"prediction": "edm", "sigma_data": 10.5}, "sigma_data"),
+    ({"noise_schedule": {"timesteps": None}, "sigmoid_bias": 20.5}, "sigmoid_bias"),
+    ({"noise_schedule": {"timesteps": None}, "sigmoid_bias": -20.5}, "sigmoid_bias"),
     ({"prediction": "noise"}, "prediction"),
     ({"noise_shedule": {}}, "noise_shedule"),
 ])  # fmt: skip
 def test_configurations_that_do_not_fit_are_refused(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         DiffusionConfig.model_validate(values)
+
+
+@pytest.mark.parametrize("values", [
+    {"prediction": "edm", "sigma_data": 10.0},
+    {"noise_schedule": {"timesteps": None}, "sigmoid_bias": 20.0},
+    {"noise_schedule": {"timesteps": None}, "sigmoid_bias": -20.0},
+])  # fmt: skip
+def test_the_ends_of_a_range_are_in_it(values: dict[str, Any]) -> None:
+    key, value = list(values.items())[-1]
+    assert getattr(DiffusionConfig.model_validate(values), key) == value
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1_000_000])
