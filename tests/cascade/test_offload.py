@@ -86,6 +86,15 @@ def test_images_are_those_of_stages_that_stay(stages: list[Stage], monkeypatch: 
     assert _away(stages, cascade.offloaded) == [True, True]
 
 
+def test_an_accelerated_stage_stays_where_it_is(stages: list[Stage], offloaded: OffloadedStages) -> None:
+    """A recorded graph reads the weights where they were."""
+    with pytest.raises(UserError, match="accelerate: base8 is off-loaded"):
+        Cascade(stages).accelerate(compile="off")
+    Cascade(stages).to("cpu").accelerate(compile="off")
+    with pytest.raises(UserError, match="offload: base8 is accelerated"):
+        OffloadedStages(stages, CPU)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory and streams need CUDA")
 def test_on_a_gpu(stages: list[Stage]) -> None:
     expected = Cascade(stages).to("cuda").sample(5, batch_size=3)

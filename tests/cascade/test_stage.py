@@ -5,14 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
+from cascaded_diffusion.cascade.chain import Cascade
 from cascaded_diffusion.cascade.stage import Stage, StageConfig, build_network, fill_network, load_weights
 from cascaded_diffusion.config import explain
 from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.networks.unet import UNet
 
 Configure = Callable[..., StageConfig]
 
@@ -258,3 +261,40 @@ def test_weights_that_are_not_finite_are_refused(saved_stage: Path) -> None:
     save_file(weights, path)
     with pytest.raises(UserError, match=r"model\.safetensors: stem\.bias holds values that are not finite"):
         Stage.load(saved_stage)
+
+
+def test_a_compiled_stage_makes_the_same_samples(
+    base_config: Configure, random_stage: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = random_stage(base_config())
+    plain = Cascade([stage]).sample(3, batch_size=2, guidance=2.0)
+    seen: list[int] = []
+
+    def counting(network: UNet, choice: str, device: torch.device) -> Callable[..., torch.Tensor]:
+        def call(x: torch.Tensor, time: torch.Tensor, **conditions: Any) -> torch.Tensor:
+            seen.append(len(x))
+            out: torch.Tensor = network(x, time, **conditions)
+            return out
+
+        assert (choice, device.type) == ("on", "cpu")
+        return call
+
+    monkeypatch.setattr("cascaded_diffusion.cascade.stage.cuda_graphs", counting)
+    found = Cascade([stage]).accelerate(compile="on").sample(3, batch_size=2, guidance=2.0)
+    assert set(seen) == {4, 2}  # with and without class at once
+    np.testing.assert_array_equal(found, plain)
+
+
+def test_weights_rounded_for_speed_are_not_saved(
+    base_config: Configure, random_stage: Callable[..., Stage], tmp_path: Path
+) -> None:
+    stage = random_stage(base_config())
+    plain = Cascade([stage]).sample(3).astype(int)
+    stage.accelerate(compile="off", precision="fp32")
+    stage.save(tmp_path / "exact")
+    rounded = Cascade([stage]).accelerate(compile="off", precision="bf16").sample(3)
+    assert stage.network.stem.weight.dtype == torch.bfloat16
+    assert 0 < np.abs(rounded - plain).mean() < 8
+    with pytest.raises(UserError, match=r"base8: accelerate\(precision=bf16\) has rounded its weights"):
+        stage.save(tmp_path / "rounded")
+    assert not (tmp_path / "rounded").exists()

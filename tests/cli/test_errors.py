@@ -146,6 +146,8 @@ SAMPLE = [
     ("--batch-size big", "--batch-size: 'big' & from 1, or auto"),
     ("--device tpu9", "--device: 'tpu9' & cpu always is"),
     ("--precision fp8", "--precision: 'fp8' & auto, fp32, bf16"),
+    ("--compile yes", "--compile: 'yes' & off, auto, on"),
+    ("--compile auto --offload", "--compile: auto & --offload & allowed: off"),
     ("--steps 0", "steps: '0' & from 1"),
     ("--steps -5", "steps: '-5'"),
     ("--steps many", "steps: 'many'"),

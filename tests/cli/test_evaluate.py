@@ -129,6 +129,7 @@ def test_without_a_classifier_there_is_no_inception_score(
         (["--keep", "x"], "--keep: x is not the name of a .npz file"),
         (["--batch-size", "0"], "--batch-size: '0' is not allowed"),
         (["--precision", "fp8"], "--precision: 'fp8' is not known"),
+        (["--compile", "yes"], "--compile: 'yes' is not known; allowed: off, auto, on"),
         (["--s", "0.9"], "s: 0.9 for sr16 is out of range"),
         (["--set", "sr16.start=2"], "sr16: start: "),
         (["--set", "sr16=2"], "--set: 'sr16' is not of the form STAGE.KEY=VALUE"),
@@ -149,7 +150,13 @@ def test_what_a_cascade_cannot_be_asked(
 
 def test_what_a_file_cannot_be_asked(refused: Cdm, common: list[object], here: Path) -> None:
     np.savez(here / "x.npz", np.zeros((8, 32, 32, 1), np.uint8))
-    options = [("--steps", "3"), ("--keep", "y.npz"), ("--precision", "fp32"), ("--checkpoint", "3")]
+    options = [
+        ("--steps", "3"),
+        ("--keep", "y.npz"),
+        ("--precision", "fp32"),
+        ("--compile", "on"),
+        ("--checkpoint", "3"),
+    ]
     options += [("--set", "base8.clip=false")]
     for option, value in options:
         message = refused("evaluate", "x.npz", *common, option, value)

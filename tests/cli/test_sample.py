@@ -13,6 +13,7 @@ from PIL import Image
 
 from cascaded_diffusion import samples
 from cascaded_diffusion.cascade import sample_store, walk
+from cascaded_diffusion.networks.unet import UNet
 
 Done = Callable[..., Any]
 
@@ -115,6 +116,21 @@ def test_precision(sampled: Sampled) -> None:
     images, _ = sampled("--precision", "bf16", "--num", 1)
     exact, _ = sampled("--num", 1)
     assert np.abs(images.astype(int) - exact).mean() < 8
+
+
+def test_compile(sampled: Sampled, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def recorded(network: UNet, choice: str, device: object) -> UNet:
+        asked.append(choice)
+        return network
+
+    monkeypatch.setattr("cascaded_diffusion.cascade.stage.cuda_graphs", recorded)
+    plain, _ = sampled("--num", 1)
+    assert asked == []
+    images, _ = sampled("--num", 1, "--compile", "on")
+    assert asked == ["on"] * 3
+    np.testing.assert_array_equal(images, plain)
 
 
 def test_png_folder(done: Done, sampled: Sampled, cascade: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cascaded_diffusion.cascade.stage import Stage
+from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.memory import free_memory
 
 __all__ = ["OffloadedStages"]
@@ -25,7 +26,16 @@ class OffloadedStages:
     """
 
     def __init__(self, stages: Sequence[Stage], device: torch.device) -> None:
-        """Move the stages' weights to the host."""
+        """Move the stages' weights to the host.
+
+        Raises:
+            UserError: a stage is accelerated, so that a recorded graph may know where its weights were.
+        """
+        for stage in stages:
+            if stage.is_accelerated:
+                raise UserError(f"offload: {stage.name} is accelerated; off-load the cascade as it was loaded")
+        for stage in stages:
+            stage.waits_on_host = True
         self.device = device
         self._stages = {stage.name: stage for stage in stages}
         self._host = {stage.name: self._to_host(stage) for stage in stages}

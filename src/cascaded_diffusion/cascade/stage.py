@@ -218,12 +218,15 @@ class Stage:
         diffusion: its diffusion process.
         low_schedule: the schedule that s refers to, for stages with gaussian augmentation.
         guide: a worse copy of the stage for autoguidance (2406.02507), if there is one.
+        waits_on_host: whether its weights are on the device only while it is at work.
     """
 
     def __init__(self, config: StageConfig, network: UNet, guide: Stage | None = None) -> None:
         self.config = config
         self.network = network.eval().requires_grad_(False)
         self._call: Callable[..., Tensor] | None = None
+        self._rounded = False
+        self.waits_on_host = False
         self._precision: Literal["auto", "fp32", "bf16"] = "fp32"
         self.diffusion = Diffusion(config.diffusion)
         conditioning = config.conditioning
@@ -259,13 +262,20 @@ class Stage:
 
     def to(self, device: str | torch.device) -> Stage:
         """Move the networks to a device."""
+        self.waits_on_host = False
         self.network.to(device)
         if self.guide is not None:
             self.guide.to(device)
         return self
 
     def save(self, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
-        """Write the stage folder with the weights in ``dtype``: float16 halves them; loaded they are float32 again."""
+        """Write the stage folder with the weights in ``dtype``: float16 halves them; loaded they are float32 again.
+
+        Raises:
+            UserError: the weights were rounded to bf16 by :meth:`accelerate`.
+        """
+        if self._rounded:
+            raise UserError(f"{self.name}: accelerate(precision=bf16) has rounded its weights for good; save it before")
         folder.mkdir(parents=True, exist_ok=True)
         state = {key: value.to(dtype).contiguous() for key, value in self.network.state_dict().items()}
         save_file(state, folder / WEIGHTS_FILE)
@@ -279,15 +289,21 @@ class Stage:
     ) -> None:
         """Make sampling faster, on the device that the network is on now; its samples change by rounding.
 
-        It goes for the guide too. Not together with off-loading, which changes the weights under a recorded graph.
+        It goes for the guide too.
 
         Args:
             compile: ``torch.compile`` and, on CUDA, CUDA graphs.
             precision: as in training; with bf16 the weights of convolutions and matrices become bf16 once and for all,
-                so the stage must not be saved afterwards.
+                so the stage cannot be saved afterwards.
+
+        Raises:
+            UserError: the stage is off-loaded, which would move its weights away under a recorded graph.
         """
+        if self.waits_on_host:
+            raise UserError(f"accelerate: {self.name} is off-loaded; allowed for a cascade that is on its device whole")
         device = next(self.network.parameters()).device
         if precision == "bf16" or (precision == "auto" and bf16_is_native(device)):
+            self._rounded = True
             for module in self.network.modules():
                 if isinstance(module, nn.Conv2d | nn.Linear):
                     module.to(torch.bfloat16)
@@ -295,6 +311,11 @@ class Stage:
         self._call = cuda_graphs(self.network, compile, device)
         if self.guide is not None:
             self.guide.accelerate(compile=compile, precision=precision)
+
+    @property
+    def is_accelerated(self) -> bool:
+        """Whether :meth:`accelerate` was called."""
+        return self._call is not None
 
     def network_call(
         self, *, labels: Tensor | None, low_res: Tensor | None, s: Tensor | None, guidance: float = 1.0

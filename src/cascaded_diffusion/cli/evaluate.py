@@ -11,7 +11,7 @@ import typer
 
 from cascaded_diffusion.cli.places import check_place, tell_which
 from cascaded_diffusion.cli.values import batch_size as to_batch_size
-from cascaded_diffusion.cli.values import check_precision, sampling_choices, whole_from
+from cascaded_diffusion.cli.values import check_compile, check_precision, sampling_choices, whole_from
 from cascaded_diffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -98,6 +98,14 @@ def evaluate_command(
     precision: Annotated[
         str | None, typer.Option("--precision", metavar="P", help="Of the stages: fp32, bf16 or auto. [default: fp32]")
     ] = None,
+    compiling: Annotated[
+        str | None,
+        typer.Option(
+            "--compile",
+            metavar="C",
+            help="torch.compile and CUDA graphs: off, auto (on CUDA), on. [default: off]",
+        ),
+    ] = None,
     steps: Annotated[str | None, typer.Option("--steps", metavar="V", help=f"Sampling steps. {PER_STAGE}")] = None,
     sampler: Annotated[
         str | None, typer.Option("--sampler", metavar="V", help=f"ancestral, ddim, heun or dpmpp-2m. {PER_STAGE}")
@@ -133,6 +141,7 @@ def evaluate_command(
             "--ema": (ema, ("run",)),
             "--keep": (keep, ("cascade", "run", "stage")),
             "--precision": (precision, ("cascade", "run", "stage")),
+            "--compile": (compiling, ("cascade", "run", "stage")),
             **{f"--{name}": (value, ("cascade", "run", "stage")) for name, value in choices.items() if name != "more"},
             "--set": (more, ("cascade", "run", "stage")),
         },
@@ -140,6 +149,7 @@ def evaluate_command(
     if keep is not None and all_checkpoints:
         raise UserError(f"--keep: {keep} cannot hold the samples of --all-checkpoints; give one --checkpoint")
     check_precision(precision)
+    check_compile(compiling or "off")
     _check_files(json, keep)
     _evaluate(
         _Asked(
@@ -159,6 +169,7 @@ def evaluate_command(
                 "seed": seed,
                 "batch_size": to_batch_size(batch_size),
                 "precision": precision or "fp32",
+                "compile": compiling or "off",
                 "choices": choices,
                 "cache": cache,
                 "keep": keep,

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cascaded_diffusion.cli.places import check_place, tell_which
-from cascaded_diffusion.cli.values import batch_sizes, check_precision, sampling_choices, split_classes, whole_from
+from cascaded_diffusion.cli.values import (
+    batch_sizes,
+    check_compile,
+    check_precision,
+    sampling_choices,
+    split_classes,
+    whole_from,
+)
 from cascaded_diffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
     from cascaded_diffusion.cascade.sample_store import BatchStore
     from cascaded_diffusion.cascade.walk import Watch
     from cascaded_diffusion.cli.progress import ProgressDisplay
+    from cascaded_diffusion.networks.compiling import CompileChoice
 
 __all__ = ["sample_command"]
 
@@ -84,6 +92,10 @@ def sample_command(
         str,
         typer.Option("--precision", metavar="P", help="fp32, bf16, or auto: bf16 where the hardware computes in it."),
     ] = "fp32",
+    compiling: Annotated[
+        str,
+        typer.Option("--compile", metavar="C", help="torch.compile and CUDA graphs: off, auto (on CUDA), on."),
+    ] = "off",
     grid: Annotated[
         Path | None, typer.Option("--grid", metavar="FILE.png", help="Also write a labelled picture.")
     ] = None,
@@ -111,6 +123,7 @@ def sample_command(
     if num is not None and per_class is not None:
         raise UserError(f"--num {num} and --per-class {per_class}: give one of them")
     check_precision(precision)
+    compile_choice = check_compile(compiling, offload=offload)
     if start_stage is not None and from_images is None:
         raise UserError(f"--start-stage: {start_stage} needs --from-images to start from")
     _check_places(out, grid, stages)
@@ -142,7 +155,7 @@ def sample_command(
             "until": until,
             "precision": precision,
         }
-        _run(loaded, plan, arguments, _Places(out, grid, stages, rgb))
+        _run(loaded, plan, arguments, _Places(out, grid, stages, rgb), compile_choice)
 
 
 @dataclass(frozen=True)
@@ -203,7 +216,7 @@ def _given(path: Path | None, plan: Plan) -> tuple[np.ndarray | None, list[int] 
     return given.images, None if given.labels is None else [int(label) for label in given.labels]
 
 
-def _run(cascade: Cascade, plan: Plan, arguments: dict[str, Any], places: _Places) -> None:
+def _run(cascade: Cascade, plan: Plan, arguments: dict[str, Any], places: _Places, compiling: CompileChoice) -> None:
     from cascaded_diffusion.cascade.sample_store import batch_store, sampling_request
     from cascaded_diffusion.ranks import current_ranks, from_main
 
@@ -215,7 +228,10 @@ def _run(cascade: Cascade, plan: Plan, arguments: dict[str, Any], places: _Place
         low_res,
         device=cascade.device,
         **{key: arguments[key] for key in ("seed", "batch_size", "precision")},
+        **({} if compiling == "off" else {"compile": compiling}),
     )
+    if compiling != "off":
+        cascade.accelerate(compile=compiling)
     with batch_store(places.out, request) as store:
         from_main(lambda: _refuse_others(cascade, plan, labels, places, resumed=store.resumed))
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import typer
 
@@ -13,6 +13,7 @@ from cascaded_diffusion.errors import UserError
 __all__ = [
     "batch_size",
     "batch_sizes",
+    "check_compile",
     "check_precision",
     "number_from",
     "per_stage",
@@ -126,6 +127,15 @@ def stage_settings(settings: Sequence[str] | None) -> dict[str, dict[str, Any]]:
             raise UserError(f"--set: {'.'.join(path)!r} is not of the form STAGE.KEY=VALUE")
         found.setdefault(path[0], {})[path[1]] = value
     return found
+
+
+def check_compile(choice: str, *, offload: bool = False) -> Literal["off", "auto", "on"]:
+    """What ``--compile`` says; ``UserError`` unless it is a value that there is."""
+    if choice not in ("off", "auto", "on"):
+        raise UserError(f"--compile: {choice!r} is not known; allowed: off, auto, on")
+    if offload and choice != "off":
+        raise UserError(f"--compile: {choice} does not go with --offload, which moves the weights; allowed: off")
+    return cast('Literal["off", "auto", "on"]', choice)
 
 
 def check_precision(precision: str | None) -> None:

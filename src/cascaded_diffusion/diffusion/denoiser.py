@@ -272,7 +272,7 @@ class Diffusion:
 
 
 def clipped_denoiser(
-    predict: Callable[[Tensor, Level], tuple[Tensor, Tensor | None]], *, clip: bool = True, percentile: float | None
+    predict: Callable[[Tensor, Level], tuple[Tensor, Tensor | None]], *, clip: bool, percentile: float | None
 ) -> Denoiser:
     """A denoiser from what predicts x_0 (and a raw variance), as :meth:`Diffusion.predict` does; arguments as there."""
 
