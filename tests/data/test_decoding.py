@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cascaded_diffusion.data import decoding
-from cascaded_diffusion.data.decoding import decode, image_suffixes, look
+from cascaded_diffusion.data.decoding import decode, decode_content, image_suffixes, look
 from cascaded_diffusion.data.sources import Bad, Facts
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -197,6 +197,19 @@ def test_decompression_bombs_are_bad(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "decompression bomb" in result.reason
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", COLOUR.shape[0] * COLOUR.shape[1] - 1)
     np.testing.assert_array_equal(decode(path, 3), COLOUR)  # large, as from a camera, but within twice the limit
+
+
+def test_many_pixels_in_few_bytes_are_a_bomb(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", Image.fromarray(COLOUR))
+    content = path.read_bytes()
+    header = b"IHDR" + struct.pack(">II", 5000, 4000) + content[24:29]
+    path.write_bytes(content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:])
+    words = f"a decompression bomb: 20,000,000 pixels in {len(content)} bytes"
+    assert look(path, False) == decode(path, 3) == decode_content(path.read_bytes(), False) == Bad(words)
+    # A blank page is none.
+    page = saved(tmp_path / "page.png", Image.new("1", (5000, 4000), 1))
+    assert 1_500 < 20_000_000 / page.stat().st_size < 10_000
+    assert isinstance(look(page, False), Facts)
 
 
 def test_floating_point_and_32_bit_greys_are_bad(tmp_path: Path) -> None:

@@ -250,9 +250,9 @@ def _image(form: str, folder: Path) -> Target:
     def mutate(rng: Random, content: bytes) -> bytes:
         return bytes_of.png(rng, content) if form == "PNG" else bytes_of.anywhere(rng, content, valid)
 
-    # 178 million pixels, the most that Pillow opens, decoded twice. One with alpha is there as the decoder's, as red,
-    # green, blue and alpha, as an array, laid on white, and as an image again: 20 bytes a pixel.
-    return Target(valid, mutate, read, memory=4 * 2**30, seconds=30)
+    # Tens of millions of pixels, decoded twice: one with alpha is there as the decoder's, as red, green, blue and alpha,
+    # as an array, laid on white, and as an image again, 20 bytes a pixel.
+    return Target(valid, mutate, read, memory=2 * 2**30, seconds=15)
 
 
 # -- evaluation, search, report ---------------------------------------------------------------------------------------

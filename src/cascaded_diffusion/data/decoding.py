@@ -23,6 +23,10 @@ from cascaded_diffusion.reading.plain import open_file
 __all__ = ["decode", "decode_content", "image_suffixes", "look"]
 
 _PIXELS_AT_ONCE = 2**20
+_SMALL_ENOUGH = 2**24
+"""Pixels that are decoded whatever the file's size: not a second's work."""
+_PIXELS_A_BYTE = 10_000
+"""A larger image with more than this is a header's claim: one bit a pixel, deflated, allows 8,000."""
 Result = TypeVar("Result")
 
 # Formats that Pillow hands to other programs or only knows by name; EPS would run Ghostscript on a stranger's file.
@@ -93,11 +97,11 @@ class _Modest(io.BufferedIOBase):
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._size = file.seek(0, io.SEEK_END)
+        self.size = file.seek(0, io.SEEK_END)
         file.seek(0)
 
     def read(self, size: int | None = -1) -> bytes:
-        left = max(self._size - self._file.tell(), 0)
+        left = max(self.size - self._file.tell(), 0)
         return self._file.read(left if size is None or size < 0 else min(size, left))
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -129,7 +133,11 @@ def _with_image(opened: Callable[[], IO[bytes]], use: Callable[[Image.Image], Re
             if not file.read(1):
                 return Bad("the file is empty")
             file.seek(0)
-            with Image.open(cast("IO[bytes]", _Modest(file)), formats=_formats()) as image:
+            modest = _Modest(file)
+            with Image.open(cast("IO[bytes]", modest), formats=_formats()) as image:
+                pixels = image.width * image.height
+                if pixels > max(_SMALL_ENOUGH, _PIXELS_A_BYTE * modest.size):
+                    return Bad(f"a decompression bomb: {pixels:,} pixels in {modest.size:,} bytes")
                 return use(image)
     except MemoryError:
         raise
