@@ -250,8 +250,8 @@ def _image(form: str, folder: Path) -> Target:
     def mutate(rng: Random, content: bytes) -> bytes:
         return bytes_of.png(rng, content) if form == "PNG" else bytes_of.anywhere(rng, content, valid)
 
-    # Tens of millions of pixels, decoded twice: one with alpha is there as the decoder's, as red, green, blue and alpha,
-    # as an array, laid on white, and as an image again, 20 bytes a pixel.
+    # Tens of millions of pixels, decoded twice: one with alpha is there as the decoder's, as red, green, blue and
+    # alpha, as an array, laid on white, and as an image again, 20 bytes a pixel.
     return Target(valid, mutate, read, memory=2 * 2**30, seconds=15)
 
 
