@@ -170,6 +170,7 @@ def test_endpoints_make_a_linear_schedule_of_their_own() -> None:
     levels = sampling_grid(_schedule(None), 4, endpoints=(0.1, 0.4))
     kept = [0.9, 0.9 * 0.8, 0.9 * 0.8 * 0.7, 0.9 * 0.8 * 0.7 * 0.6]
     assert [level.alpha_bar for level in levels] == pytest.approx([*reversed(kept), 1.0])
+    assert [level.time for level in levels] == [1.0, 0.75, 0.5, 0.25, 0.0]  # of its own schedule
     assert levels[-1] == Level(1.0, 0.0)
 
 
