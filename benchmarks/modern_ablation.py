@@ -1,6 +1,6 @@
 """What later work adds to a cascade on Fashion-MNIST: each option alone, all together, at one training length.
 
-    cdm prepare fashion-mnist DATA --resolutions 16,32
+    cdm prepare fashion-mnist DATA --resolutions 8,16,32
     python benchmarks/modern_ablation.py --data DATA --out OUT --size gpu                        # not yet measured
     python benchmarks/modern_ablation.py --data DATA --out OUT                                   # on a CPU
     python benchmarks/modern_ablation.py --data DATA --out OUT --arms paper all --seeds 0 1 2    # the winners again
@@ -48,7 +48,7 @@ class Ablation:
         self.out, self.size, self.say = args.out, size, say
         self.data = PreparedData.open(args.data)
         self.device = pick_device(args.device)
-        self.num, self.low, self.high = args.num, args.low, args.high
+        self.num, self.low, self.high = args.num, size.low, size.high
         self.metrics = tuple(args.metrics.split(","))
         self.extractor: Extractor = load_extractor(args.features, device=self.device)
         self.path = self.out / "results.json"
@@ -183,8 +183,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--size", choices=list(SIZES), default="cpu")
     top.add_argument("--images", type=int, help="training images of each stage, in place of the size's")
     top.add_argument("--num", type=int, help="samples an arm, in place of the size's")
-    top.add_argument("--low", type=int, default=16, help="resolution of the base")
-    top.add_argument("--high", type=int, default=32, help="resolution of the super-resolution stage")
+    top.add_argument("--low", type=int, help="resolution of the base, in place of the size's")
+    top.add_argument("--high", type=int, help="of the super-resolution stage, in place of the size's")
     top.add_argument("--metrics", default="fd,cas", help="as in cdm evaluate")
     top.add_argument("--features", default="fashion-mnist", help="extractor, as in cdm evaluate")
     top.add_argument("--device")
@@ -198,6 +198,7 @@ def main(words: Sequence[str] | None = None) -> None:
     size = SIZES[args.size]
     if args.images is not None:
         size = replace(size, images=args.images)
+    size = replace(size, low=args.low or size.low, high=args.high or size.high)
     args.num = size.num if args.num is None else args.num
     args.out.mkdir(parents=True, exist_ok=True)
     ablation = Ablation(args, size, lambda line: print(line, flush=True))

@@ -14,8 +14,10 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Size:
-    """How large the networks are, how long they are trained (images a stage), and how many samples are scored."""
+    """How large the images and networks are, how long training is (images a stage), and how many samples are scored."""
 
+    low: int
+    high: int
     base: Settings
     sr: Settings
     images: int
@@ -27,14 +29,18 @@ class Size:
 SIZES = {
     # Ten minutes an arm on one core: short enough for every option, too short for pictures to be proud of.
     "cpu": Size(
-        base={"channels": 48, "multipliers": [1, 2], "blocks": 1, "attention": [4], "heads": 4, "patch": 2},
-        sr={"channels": 32, "multipliers": [1, 2], "blocks": 1, "patch": 2, "middle_attention": False},
+        low=8,
+        high=16,
+        base={"channels": 48, "multipliers": [1, 2], "blocks": 1, "attention": [4], "heads": 4},
+        sr={"channels": 32, "multipliers": [1, 2], "blocks": 1, "middle_attention": False},
         images=40_000,
         batch_size=32,
         learning_rate=6e-4,
         num=1_000,
     ),
     "gpu": Size(
+        low=16,
+        high=32,
         base={"channels": 96, "multipliers": [1, 2, 2], "blocks": 2, "attention": [8, 4], "heads": 4},
         sr={"channels": 64, "multipliers": [1, 2, 2], "blocks": 2, "middle_attention": False},
         images=400_384,
@@ -44,6 +50,8 @@ SIZES = {
     ),
     # Seconds in all: shows that the script runs, and nothing else.
     "tiny": Size(
+        low=8,
+        high=16,
         base={"channels": 8, "multipliers": [1, 2], "blocks": 1, "heads": 1, "patch": 2, "middle_attention": False},
         sr={"channels": 8, "multipliers": [1, 2], "blocks": 1, "heads": 1, "patch": 2, "middle_attention": False},
         images=64,

@@ -35,12 +35,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("size", ["cpu", "gpu"])
 def test_every_arm_is_a_recipe_that_differs_from_the_papers(size: str, script: Any) -> None:
-    made = {name: script.recipe_of(arm, script.SIZES[size], 16, 32, 0) for name, arm in script.ARMS.items()}
+    sized = script.SIZES[size]
+    made = {name: script.recipe_of(arm, sized, sized.low, sized.high, 0) for name, arm in script.ARMS.items()}
     same = [name for name, recipe in made.items() if recipe == made["paper"] and name != "paper"]
     # These differ in which weights are sampled.
     assert same == ["autoguidance", "power-ema", "power-ema-15"]
     for name, arm in script.ARMS.items():
-        for stage in ("base16", "sr32"):
+        for stage in (f"base{sized.low}", f"sr{sized.high}"):
             trained = made[arm.trained_as(stage)].stage(stage)
             untold = {"sampling": made["paper"].stage(stage).sampling}
             assert trained.model_copy(update=untold) == made[name].stage(stage).model_copy(update=untold)
@@ -49,7 +50,7 @@ def test_every_arm_is_a_recipe_that_differs_from_the_papers(size: str, script: A
 def test_it_runs_writes_as_it_goes_and_goes_on(
     script: Any, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--data", str(data), "--out", str(tmp_path / "out"), "--tiny", "--low", "8", "--high", "16"]
+    words = ["--data", str(data), "--out", str(tmp_path / "out"), "--tiny"]
     words += ["--num", "10", "--metrics", "kid", "--device", "cpu"]
     script.main([*words, "--arms", "few-steps", "autoguidance"])
     few, guided = json.loads((tmp_path / "out/results.json").read_text())["arms"].values()

@@ -115,6 +115,9 @@ def test_a_grid_that_starts_late_keeps_the_levels_below(timesteps: int | None) -
     assert late[1:] == [level for level in whole if level.alpha_bar > late[0].alpha_bar]
     assert len(late) < len(whole)
     assert sampling_grid(schedule, 10, start=1.0) == whole
+    if timesteps is None:  # a grid that begins elsewhere than the schedule does not move to it
+        sigmas = SigmaGrid(0.01, 20.0, 7.0)
+        assert sampling_grid(schedule, 5, sigmas=sigmas, start=1.0) == sampling_grid(schedule, 5, sigmas=sigmas)
     both = sampling_grid(schedule, 10, start=0.65, stop=0.2)
     assert (both[0], both[-1]) == (schedule.level(0.65), schedule.level(0.2))
     with pytest.raises(UserError, match=r"start: 0.2 is not above 0.2, where the stage stops"):
