@@ -120,6 +120,7 @@ def test_a_grid_that_starts_late_keeps_the_levels_below(timesteps: int | None) -
         assert sampling_grid(schedule, 5, sigmas=sigmas, start=1.0) == sampling_grid(schedule, 5, sigmas=sigmas)
     both = sampling_grid(schedule, 10, start=0.65, stop=0.2)
     assert (both[0], both[-1]) == (schedule.level(0.65), schedule.level(0.2))
+    assert sampling_grid(schedule, 5, start=0.3, stop=0.2) == [schedule.level(0.3), schedule.level(0.2)]
     with pytest.raises(UserError, match=r"start: 0.2 is not above 0.2, where the stage stops"):
         sampling_grid(schedule, 10, start=0.2, stop=0.2)
 
