@@ -113,6 +113,12 @@ def test_steps_that_do_not_exist_are_refused_in_one_line(timesteps: int | None, 
     assert "\n" not in str(caught.value)
 
 
+def test_a_time_that_is_no_whole_step_in_floating_point_stops_at_the_right_one() -> None:
+    """1001 / 4000 * 4000 is below 1001."""
+    levels = sampling_grid(_schedule(4000), 4000, stop=1001 / 4000)
+    assert _steps(levels, 4000) == list(range(4000, 1000, -1))
+
+
 @pytest.mark.parametrize("stop", [-0.01, 1.01, float("nan")])
 def test_s_outside_the_unit_interval_is_refused(stop: float) -> None:
     with pytest.raises(UserError, match=r"s: .* is not in \[0, 1\]"):
