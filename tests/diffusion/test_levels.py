@@ -52,8 +52,8 @@ def test_sigma_and_alpha_bar() -> None:
     assert sigma_of(1.0) == 0
     assert alpha_bar_of(80.0) == pytest.approx(1 / 6401)
     assert sigma_of(alpha_bar_of(0.3)) == pytest.approx(0.3)
-    values = log_sigma(torch.tensor([0.5, 1 / 17, 1.0], dtype=torch.float64))
-    torch.testing.assert_close(values, torch.tensor([0.0, math.log(4), -50.0], dtype=torch.float64))
+    values = log_sigma(torch.tensor([0.5, 1 / 17, 1.0, 0.0], dtype=torch.float64))
+    torch.testing.assert_close(values, torch.tensor([0.0, math.log(4), -50.0, 50.0], dtype=torch.float64))
 
 
 def test_log_normal_levels_have_the_papers_quantiles() -> None:
