@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from cascaded_diffusion.diffusion.denoiser import Diffusion, DiffusionConfig
 from cascaded_diffusion.diffusion.grid import SigmaGrid, sampling_grid
@@ -64,6 +65,18 @@ def test_log_normal_levels_have_the_papers_quantiles() -> None:
     expected = torch.tensor([-1.2, -2.4, 1.2], dtype=torch.float64)
     torch.testing.assert_close(log_sigma(alpha_bar)[:3], expected, rtol=1e-6, atol=1e-6)
     assert log_sigma(alpha_bar)[3].item() == pytest.approx(-1.2 - 1.2 * 6.33804, abs=1e-3)
+
+
+@pytest.mark.parametrize("key, end", [("p_mean", -10.0), ("p_mean", 10.0), ("p_std", 10.0)])
+def test_the_range_of_log_normal_levels(key: str, end: float) -> None:
+    assert getattr(LogNormalLevels.model_validate({key: end}), key) == end
+    with pytest.raises(ValidationError, match=key):
+        LogNormalLevels.model_validate({key: 1.05 * end})
+
+
+def test_no_spread_is_refused() -> None:
+    with pytest.raises(ValidationError, match="p_std"):
+        LogNormalLevels(p_std=0)
 
 
 def test_training_draws_them_where_it_is_told_to() -> None:
