@@ -165,6 +165,10 @@ def test_continuous_grids_end_exactly_at_s_and_call_only_above_it(
 def test_a_grid_that_stops_nowhere_has_one_level_and_no_call() -> None:
     for schedule, endpoints in ((_schedule(), None), (_schedule(None), None), (_schedule(None), (1e-4, 0.9))):
         assert sampling_grid(schedule, 10, stop=1.0, endpoints=endpoints) == [schedule.level(1.0)]
+    # Nor if the sampling schedule goes on to more noise than the stage's own.
+    schedule = _schedule(None, kind="linear")
+    assert sampling_grid(schedule, 10, endpoints=(0.5, 0.99))[0].alpha_bar < schedule.level(1.0).alpha_bar
+    assert sampling_grid(schedule, 10, stop=1.0, endpoints=(0.5, 0.99)) == [schedule.level(1.0)]
 
 
 def test_the_finest_continuous_grid_has_levels_apart() -> None:

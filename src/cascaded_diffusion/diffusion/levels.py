@@ -62,7 +62,7 @@ def rho_sigmas(count: int, low: float, high: float, rho: float | None) -> list[f
 
     With rho = None they are even in ln(sigma), and so in log SNR: the limit of a large rho.
     """
-    share = np.linspace(0, 1, count) if count > 1 else np.zeros(1)
+    share = np.linspace(0, 1, count)
     if rho is None:
         values = np.exp((1 - share) * math.log(high) + share * math.log(low))
     else:
