@@ -130,6 +130,11 @@ def test_guides(drawn: list[Figure]) -> None:
     assert list(_lines(drawn[0]).values()) == [([1, 1.5, 2], [2, 1, 3])]
 
 
+def test_grids(drawn: list[Figure]) -> None:
+    curves(_record([_point(3), _point(2, grid="log-snr")], "grid"))
+    assert [label.get_text() for label in drawn[0].axes[0].get_xticklabels()] == ["time", "log-snr"]
+
+
 INTERVALS = [
     _point(5),
     _point(4, guidance=2, guidance_interval=(0.3, 5)),

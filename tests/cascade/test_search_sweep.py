@@ -15,6 +15,7 @@ from cascaded_diffusion.cascade.stage import Stage, StageConfig
 from cascaded_diffusion.errors import UserError
 
 Configure = Callable[..., StageConfig]
+CONTINUOUS = {"noise_schedule": {"kind": "cosine", "timesteps": None}}
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def chain(base_config: Configure, sr_config: Configure, random_stage: Callable[.
     base = random_stage(base_config(8, **no_dropout))
     base.guided_by(random_stage(base_config(8, **no_dropout), 1))
     blur = sr_config(32, low=16, conditioning={"augmentation": "blur"}, **no_dropout)
-    return Cascade([base, random_stage(sr_config(16, low=8)), random_stage(blur)])
+    return Cascade([base, random_stage(sr_config(16, low=8, diffusion=CONTINUOUS)), random_stage(blur)])
 
 
 def _points(cascade: Cascade, stage: str, **sweep: Any) -> list[Point]:
@@ -103,6 +104,13 @@ def test_an_interval_of_a_default_guidance(chain: Cascade) -> None:
     assert _labels(chain, "sr16", guidance_interval=[None, (0.3, 5)]) == ["at every sigma", "at sigma 0.3 to 5"]
 
 
+def test_grids(chain: Cascade) -> None:
+    points = _points(chain, "sr16", grid=["time", "edm"], steps=[3])
+    assert [point.label for point in points] == ["3 steps, time grid", "3 steps, edm grid"]
+    assert [point.settings["sr16"].grid for point in points] == ["time", "edm"]
+    assert list(pick_stages(chain, "all", Sweep(grid=("edm",)))) == ["sr16"]
+
+
 def test_all_leaves_out_the_stages_that_cannot(chain: Cascade) -> None:
     assert list(pick_stages(chain, "all", Sweep(start=(0.5,)))) == ["sr16", "sr32"]
     assert list(pick_stages(chain, "all", Sweep(guide=(2,)))) == ["base8"]
@@ -134,6 +142,16 @@ def test_all_leaves_out_the_stages_that_cannot(chain: Cascade) -> None:
             "sr16",
             {"guidance_interval": [(5, 0.3)], "guidance": [2]},
             r"sr16: guidance_interval: \[5.0, 0.3\] is not a range; allowed: lowest first",
+        ),
+        (
+            "sr32",
+            {"grid": ["edm"]},
+            "grid: cannot be swept: sr32 was trained with cosine .* takes no sampling grid",
+        ),
+        (
+            "sr16",
+            {"grid": ["edm"], "endpoints": [(1e-4, 0.02)]},
+            r"sr16: endpoints: \[0.0001, 0.02\] does not go with grid: edm; choose one",
         ),
         (
             "sr16",

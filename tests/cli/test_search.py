@@ -196,6 +196,8 @@ def test_a_packaged_cascade_is_not_changed(
             "--guidance-interval: '3' is not none or a pair LOW:HIGH, such as 0.3:5",
         ),
         ("--stage sr16 --guidance-interval 0.3:5", "guidance_interval: cannot be swept: sr16 is not guided by default"),
+        ("--stage sr16 --grid sigma", "--grid: 'sigma' is not known; allowed: time, edm, log-snr"),
+        ("--stage base8 --grid edm", "grid: cannot be swept: base8 was trained with cosine T=20"),
         ("--stage sr16 --guidance 200", "guidance.0: Input should be less than or equal to 100 (given: 200.0)"),
         ("--stage sr16 --split test", "no split 'test'"),
         ("--stage sr16 --num 1", "'1'; allowed: whole numbers from 2"),

@@ -106,7 +106,12 @@ def test_a_link_carries_every_setting_back(limits_of: Limits, values_of: Values,
     changes |= {"base16.interval_low": 0.25, "base16.interval_high": 5}
     off: dict[str, Any] = {"sr8.start": None, "sr8.interval_low": None, "sr8.interval_high": None, "sr8.guide": 1.5}
     cases: list[tuple[Path | str, dict[str, Any]]] = [("demo", changes), (plain, {"seed": 4, "sr8.s": 0.0})]
-    for folder, change in (*cases, ("demo", {"sr32.start": 0.6}), (later, off), (later, {"sr8.start": 0.3})):
+    for folder, change in (
+        *cases,
+        ("demo", {"sr32.start": 0.6}),
+        (later, off),
+        (later, {"sr8.start": 0.3, "base4.grid": "log-snr"}),
+    ):
         limits = limits_of(folder)
         settings = read_settings(limits, values_of(limits, **change))
         query = link_query(limits, settings)

@@ -54,6 +54,7 @@ def test_what_a_new_page_sends_is_what_the_cascade_recommends(demo: PageLimits, 
         ({"sr32.s": float("inf")}, "s of sr32: inf"),
         ({"sr32.guidance": 10.5}, "guidance of sr32: 10.5 is not allowed; give a number from 0 to 10"),
         ({"sr32.guidance": "x" * 500}, "xxx..."),
+        ({"sr32.grid": "sigma"}, "grid of sr32: 'sigma' is not allowed; choose time, edm, log-snr"),
         ({"sr32.start": 0}, "start of sr32: 0 is not allowed; give a number from 0.01 to 1"),
         ({"sr32.start": 1.2}, "start of sr32: 1.2"),
         ({"sr32.start": "none"}, "start of sr32: 'none'"),
@@ -83,9 +84,9 @@ def test_fields_that_are_empty_are_off(demo: PageLimits, values_of: Values) -> N
 
 
 def test_start_and_interval_reach_the_cascade(demo: PageLimits, values_of: Values) -> None:
-    change = {"sr32.start": 0.6, "base16.interval_low": 0, "base16.interval_high": 5}
+    change = {"sr32.start": 0.6, "base16.interval_low": 0, "base16.interval_high": 5, "base16.grid": "edm"}
     asked = choices(demo, read_settings(demo, values_of(demo, **change)))
-    assert asked["more"] == {"base16": {"guidance_interval": (0, 5)}, "sr32": {"start": 0.6}}
+    assert asked["more"] == {"base16": {"guidance_interval": (0, 5), "grid": "edm"}, "sr32": {"start": 0.6}}
     found = Cascade.from_pretrained("demo").plan(**asked).settings
     assert (found["base16"].guidance_interval, found["sr32"].start) == ((0, 5), 0.6)
 
@@ -112,7 +113,7 @@ def test_what_the_cascade_has_on_can_be_turned_off(later: Path, limits_of: Limit
 
 
 def test_too_few_values_are_refused(demo: PageLimits, values_of: Values) -> None:
-    with pytest.raises(UserError, match="15 values came from the page; allowed: 16"):
+    with pytest.raises(UserError, match="17 values came from the page; allowed: 18"):
         read_settings(demo, values_of(demo)[:-1])
 
 

@@ -10,9 +10,20 @@ from cascaded_diffusion.conditioning.augmentation import AugmentationMode
 from cascaded_diffusion.config import StrictModel, shorten
 from cascaded_diffusion.diffusion.grid import SigmaGrid
 
-__all__ = ["Endpoints", "Guidance", "Interval", "SamplerName", "SamplingConfig", "Start", "StepCount", "Strength"]
+__all__ = [
+    "Endpoints",
+    "GridName",
+    "Guidance",
+    "Interval",
+    "SamplerName",
+    "SamplingConfig",
+    "Start",
+    "StepCount",
+    "Strength",
+]
 
 SamplerName = Literal["ancestral", "ddim", "heun", "dpmpp-2m"]
+GridName = Literal["time", "edm", "log-snr"]
 
 
 _MOST_STEPS = 1_000_000
@@ -52,7 +63,7 @@ class SamplingConfig(StrictModel):
     endpoints: Endpoints | None = Field(
         default=None, description="Continuous stages: first and last beta of a linear sampling schedule (SR3), or null."
     )
-    grid: Literal["time", "edm", "log-snr"] = Field(
+    grid: GridName = Field(
         default="time",
         description="Continuous stages: levels even in time, in sigma^(1/rho) (EDM, 2206.00364, eq. 5), or in log SNR.",
     )

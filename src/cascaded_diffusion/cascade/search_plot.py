@@ -25,6 +25,7 @@ _AXIS = {
     "start": "time of the start from the enlarged image; 1 is noise",
     "guide": "weight of the guide",
     "guidance_interval": "sigmas between which guidance acts",
+    "grid": "what the levels are even in",
 }
 
 
@@ -159,7 +160,7 @@ def _ticks(
     if setting == "steps" and min(named) > 0 and all(isinstance(value, int) for value in named.values()):
         axes.set_xscale("log")
         axes.minorticks_off()
-    if setting in ("steps", "endpoints", "guidance_interval"):
+    if setting in ("steps", "endpoints", "guidance_interval", "grid"):
         axes.set_xticks(list(named), words)
 
 

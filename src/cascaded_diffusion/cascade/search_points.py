@@ -20,7 +20,7 @@ from cascaded_diffusion.errors import UserError
 
 __all__ = ["Pass", "Point", "count_passes", "distinct_passes", "points_of", "stages_up_to"]
 
-_NO_REQUEST = ("start", "guide", "guidance_interval")
+_NO_REQUEST = ("start", "guide", "guidance_interval", "grid")
 """Settings without a field of their own in :class:`Requests`."""
 
 
@@ -84,6 +84,8 @@ class Point(NamedTuple):
         if "guidance_interval" in swept:
             interval = swept["guidance_interval"]
             words.append("at every sigma" if interval is None else "at sigma {:g} to {:g}".format(*interval))
+        if "grid" in swept:
+            words.append(f"{swept['grid']} grid")
         return words
 
     @property

@@ -238,7 +238,7 @@ def _later_columns(record: SearchRecord) -> list[str]:
     """Settings that came later have a column where they do something, so that other tables stay what they were."""
     own = [point.settings[point.stage] for stage in record.searched for point in stage.points]
     fields = SamplingConfig.model_fields
-    later = ("start", "guide", "guidance_interval")
+    later = ("start", "guide", "guidance_interval", "grid")
     return [name for name in later if any(getattr(settings, name) != fields[name].default for settings in own)]
 
 

@@ -12,6 +12,7 @@ from pydantic import Field
 from cascaded_diffusion.cascade.chain import Cascade
 from cascaded_diffusion.cascade.sampling import (
     Endpoints,
+    GridName,
     Guidance,
     Interval,
     SamplingConfig,
@@ -25,7 +26,7 @@ from cascaded_diffusion.errors import UserError
 
 __all__ = ["DEFAULT_S", "MODES", "SETTINGS", "Sweep", "pick_stages", "settings_to_try"]
 
-SETTINGS = ("augmentation", "s", "steps", "guidance", "endpoints", "start", "guide", "guidance_interval")
+SETTINGS = ("augmentation", "s", "steps", "guidance", "endpoints", "start", "guide", "guidance_interval", "grid")
 """What can be swept, in the order in which it is told."""
 
 DEFAULT_S = tuple(round(0.05 * i, 2) for i in range(11))
@@ -71,6 +72,9 @@ class Sweep(StrictModel):
         min_length=1,
         max_length=1000,
         description="Sigmas between which either guidance acts; null is everywhere.",
+    )
+    grid: tuple[GridName, ...] | None = Field(
+        default=None, min_length=1, max_length=10, description="What the levels are even in, for continuous stages."
     )
 
     @property
@@ -221,10 +225,13 @@ def _why_not(stage: Stage, setting: str, sweep: Sweep, default: SamplingConfig) 
         return f"{stage.name} has no guide; cdm assemble --guide gives it one"
     if setting == "guidance_interval":
         return _why_no_interval(stage, sweep, default)
-    if setting == "endpoints" and not config.diffusion.noise_schedule.is_continuous:
+    if setting in ("endpoints", "grid") and not config.diffusion.noise_schedule.is_continuous:
         schedule = config.diffusion.noise_schedule.describe()
-        return f"{stage.name} was trained with {schedule} and takes no sampling schedule of its own"
+        return f"{stage.name} was trained with {schedule} and takes no sampling {_OWN[setting]} of its own"
     return None
+
+
+_OWN = {"endpoints": "schedule", "grid": "grid"}
 
 
 def _why_no_guidance(stage: Stage) -> str | None:

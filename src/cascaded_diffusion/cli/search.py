@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,14 @@ def search_command(
             help="Sigmas between which guidance and guide act, to try; none is everywhere.",
         ),
     ] = None,
+    grid: Annotated[
+        str | None,
+        typer.Option(
+            "--grid",
+            metavar="time,edm,log-snr",
+            help="What the levels of stages in continuous time are even in, to try.",
+        ),
+    ] = None,
     num: Annotated[int, typer.Option("--num", parser=whole_from(2), metavar="N", help="Samples a point.")] = 10_000,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Tell points, passes and time, and write nothing.")
@@ -118,13 +127,14 @@ def search_command(
     sweep = _sweep(
         {
             "s": _numbers("--s", s),
-            "augmentation": _modes(augmentation),
+            "augmentation": _words("--augmentation", augmentation, ("truncated", "nontruncated"), " (s = 0 is none)"),
             "steps": _steps(steps),
             "guidance": _numbers("--guidance", guidance),
             "endpoints": _pairs("--endpoints", endpoints, "1e-4:0.02"),
             "start": _numbers("--start", start),
             "guide": _numbers("--guide", guide),
             "guidance_interval": _pairs("--guidance-interval", guidance_interval, "0.3:5", none=True),
+            "grid": _words("--grid", grid, ("time", "edm", "log-snr")),
         }
     )
     check_precision(precision)
@@ -170,14 +180,12 @@ def _sweep(values: dict[str, Any]) -> Sweep:
         raise UserError(explain(error)) from None
 
 
-def _modes(text: str | None) -> list[str] | None:
-    from cascaded_diffusion.cascade.search_sweep import MODES
-
-    modes = _listed("--augmentation", text)
-    for mode in modes or ():
-        if mode not in MODES:
-            raise UserError(f"--augmentation: {mode!r} is not known; allowed: truncated, nontruncated (s = 0 is none)")
-    return modes
+def _words(option: str, text: str | None, allowed: Sequence[str], note: str = "") -> list[str] | None:
+    words = _listed(option, text)
+    for word in words or ():
+        if word not in allowed:
+            raise UserError(f"{option}: {word!r} is not known; allowed: {', '.join(allowed)}{note}")
+    return words
 
 
 def _listed(option: str, text: str | None) -> list[str] | None:

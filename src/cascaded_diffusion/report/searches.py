@@ -148,6 +148,8 @@ def _others(own: SamplingConfig, swept: Sequence[str], axis: str) -> str:
         words.append(f"guide {own.guide:g}")
     if "guidance_interval" in swept and own.guidance_interval is not None:
         words.append("at sigma {:g} to {:g}".format(*own.guidance_interval))
+    if "grid" in swept:
+        words.append(f"{own.grid} grid")
     return ", ".join(words)
 
 

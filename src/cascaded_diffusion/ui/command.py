@@ -149,7 +149,7 @@ def _parsed(key: str, text: str) -> Any:
         return [_number(word) for word in text.split(",")]
     if key.endswith((".start", ".interval_low", ".interval_high")) and text == _EMPTY:
         return None
-    return text if key.endswith((".sampler", ".augmentation")) else _number(text)
+    return text if key.endswith((".sampler", ".augmentation", ".grid")) else _number(text)
 
 
 def _number(text: str) -> int | float | str:

@@ -82,7 +82,7 @@ def stage_controls(stage: StageLimits) -> list[Any]:
                 elem_id=f"{where}-guide",
                 buttons=["reset"],
             )
-        if {"start", "interval_low"} & set(stage.controls):
+        if {"start", "interval_low", "grid"} & set(stage.controls):
             with gr.Accordion("More", open=False, elem_id=f"{where}-more"):
                 made |= _more_controls(stage, where)
         if stage.s_max is not None:
@@ -98,7 +98,7 @@ def stage_controls(stage: StageLimits) -> list[Any]:
 
 
 def _more_controls(stage: StageLimits, where: str) -> dict[str, Any]:
-    """The fields that may be empty, which is off."""
+    """What few need: the fields that may be empty, which is off, and the grid."""
     made: dict[str, Any] = {}
     if "start" in stage.controls:
         made["start"] = gr.Number(
@@ -126,6 +126,14 @@ def _more_controls(stage: StageLimits, where: str) -> dict[str, Any]:
                 step=0.1,
                 elem_id=f"{where}-{name.replace('_', '-')}",
             )
+    if "grid" in stage.controls:
+        made["grid"] = gr.Dropdown(
+            list(stage.grids),
+            value=stage.grid,
+            label="Noise levels",
+            info="What the steps are even in: time, EDM's power of sigma, or log SNR",
+            elem_id=f"{where}-grid",
+        )
     return made
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from pydantic import ValidationError
+
 from cascaded_diffusion.cascade.chain import Cascade
-from cascaded_diffusion.cascade.sampling import SamplerName, SamplingConfig
+from cascaded_diffusion.cascade.sampling import GridName, SamplerName, SamplingConfig
 from cascaded_diffusion.cascade.stage import Stage
 from cascaded_diffusion.conditioning.augmentation import SAMPLING_MODES
 
@@ -22,7 +24,7 @@ _STRONGEST_GUIDANCE = 10.0
 _LEAST_START = 0.01
 
 Control = Literal[
-    "steps", "sampler", "augmentation", "s", "guidance", "guide", "start", "interval_low", "interval_high"
+    "steps", "sampler", "augmentation", "s", "guidance", "guide", "start", "interval_low", "interval_high", "grid"
 ]
 
 
@@ -48,6 +50,8 @@ class StageLimits:
         start: of an SR stage, the default time to start from the enlarged image; ``None`` is from noise.
         least_start: the smallest time.
         interval: the default sigmas between which guidance of either kind acts; ``None`` is everywhere.
+        grid: what the levels are even in by default.
+        grids: what they may be even in: several for a stage in continuous time whose other settings leave it open.
         knows_no_class: whether it can enlarge an image whose class nobody names.
     """
 
@@ -68,6 +72,8 @@ class StageLimits:
     start: float | None
     least_start: float
     interval: tuple[float, float] | None
+    grid: str
+    grids: tuple[str, ...]
     knows_no_class: bool
 
     @property
@@ -84,6 +90,8 @@ class StageLimits:
             names.append("start")
         if self.guidance is not None or self.guide is not None:
             names += ["interval_low", "interval_high"]
+        if len(self.grids) > 1:
+            names.append("grid")
         return tuple(names)
 
     @property
@@ -180,8 +188,19 @@ def _stage_limits(stage: Stage, default: SamplingConfig, *, truncated: bool) -> 
         start=default.start,
         least_start=min(_LEAST_START, default.start or 1),
         interval=default.guidance_interval,
+        grid=default.grid,
+        grids=tuple(name for name in get_args(GridName) if _goes_with(stage, default, name)),
         knows_no_class=stage.config.classes is None or guided,
     )
+
+
+def _goes_with(stage: Stage, default: SamplingConfig, grid: str) -> bool:
+    """Whether a stage can have a grid beside its other settings, such as end points of a sampling schedule."""
+    try:
+        stage.config.check_sampling(SamplingConfig.model_validate(default.model_dump() | {"grid": grid}))
+    except (ValidationError, ValueError):
+        return False
+    return True
 
 
 def _most_steps(stage: Stage, default: SamplingConfig) -> int:

@@ -28,6 +28,7 @@ class StageSettings:
     start: float | None = None
     interval_low: float | None = None
     interval_high: float | None = None
+    grid: str | None = None
 
     @property
     def guidance_interval(self) -> tuple[float, float] | None:
@@ -106,7 +107,7 @@ def with_s(settings: Settings, stage: str, s: float) -> Settings:
 def choices(limits: PageLimits, settings: Settings) -> dict[str, dict[str, Any]]:
     """The settings in the form that :meth:`Cascade.sample` takes: setting -> stage name -> value.
 
-    Guide, start and interval are under ``more``, of the stages where they are in use, or would be by default.
+    Guide, start, interval and grid are under ``more``, of the stages where they are in use, or would be by default.
     """
     names: tuple[Control, ...] = ("steps", "sampler", "augmentation", "s", "guidance")
     asked: dict[str, dict[str, Any]] = {name: {} for name in names}
@@ -129,6 +130,8 @@ def _more(stage: StageLimits, chosen: StageSettings) -> dict[str, Any]:
         found["start"] = chosen.start
     if (chosen.guidance_interval, stage.interval) != (None, None):
         found["guidance_interval"] = chosen.guidance_interval
+    if chosen.grid is not None and (chosen.grid, stage.grid) != ("time", "time"):
+        found["grid"] = chosen.grid
     return found
 
 
@@ -148,6 +151,8 @@ def _control(stage: StageLimits, control: Control, value: Any) -> Any:
         return _one_of(what, value, SAMPLERS)
     if control == "augmentation":
         return _one_of(what, value, stage.augmentations)
+    if control == "grid":
+        return _one_of(what, value, stage.grids)
     if control == "s":
         return read_s(stage, value)
     return _number(what, value, 0, stage.most_guide if control == "guide" else stage.most_guidance)
