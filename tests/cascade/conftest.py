@@ -13,7 +13,7 @@ from cascaded_diffusion.cascade import search_passes
 from cascaded_diffusion.cascade.chain import Cascade
 from cascaded_diffusion.cascade.manifest import CascadeManifest
 from cascaded_diffusion.cascade.search import Search, prepare_search
-from cascaded_diffusion.cascade.search_points import Sweep
+from cascaded_diffusion.cascade.search_sweep import Sweep
 from cascaded_diffusion.data.prepared import PreparedData
 
 

@@ -290,7 +290,7 @@ from torch import distributed
 from cascaded_diffusion.cascade.chain import Cascade
 from cascaded_diffusion.cascade.manifest import CascadeManifest
 from cascaded_diffusion.cascade.search import prepare_search, run_search
-from cascaded_diffusion.cascade.search_points import Sweep
+from cascaded_diffusion.cascade.search_sweep import Sweep
 from cascaded_diffusion.data.prepared import PreparedData
 
 torch.set_num_threads(1)

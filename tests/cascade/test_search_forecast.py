@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cascaded_diffusion.cascade import search_forecast
+from cascaded_diffusion.cascade.generate import stage_passes
 from cascaded_diffusion.cascade.search import Search, run_search
 from cascaded_diffusion.cascade.search_forecast import forecast
 from cascaded_diffusion.errors import UserError
@@ -43,6 +44,36 @@ def test_what_it_counts_is_what_is_done(
     # Its images are there: it wants a score, not a pass.
     assert forecast(search, tmp_path / "out").missing == 0
     assert list(forecast(search, tmp_path / "out").points["sr16"].values()).count(False) == 1
+
+
+def test_a_later_start_costs_less(
+    search_of: SearchOf, sampled: Counter[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep: dict[str, Any] = {"start": [1, 0.5], "guidance": [2], "guidance_interval": [None, (0, 1)]}
+    search = search_of("sr8", steps=[4], **sweep)
+    stage = search.cascade.stages["sr8"]
+    settings = [point.work.settings for point in search.points("sr8", search.cascade.defaults)]
+    monkeypatch.setattr(search_forecast, "_seconds_a_pass", lambda *_: 1.0)
+    found = forecast(search, tmp_path / "out")
+    assert list(found.points["sr8"]) == [
+        "4 steps, guidance 2, from noise, at every sigma",
+        "4 steps, guidance 2, from noise, at sigma 0 to 1",
+        "4 steps, guidance 2, from time 0.5, at every sigma",
+        "4 steps, guidance 2, from time 0.5, at sigma 0 to 1",
+    ]
+    assert found.passes == {"base4": 1, "sr8": 4}
+    # Two steps of base4; of the four of sr8, the start and those below it.
+    assert found.evaluations == (2 + 4 + 4 + 3 + 3) * 6
+    assert found.seconds == (2 + sum(stage_passes(stage, own) for own in settings)) * 6
+    calls: Counter[str] = Counter()
+    _count_calls(stage, calls, monkeypatch)
+    record = run_search(search, tmp_path / "out", cache=tmp_path / "cache")
+    assert sampled == {"base4": 6, "sr8": 24}
+    assert calls["sr8"] == sum(stage_passes(stage, own) for own in settings) * 6
+    assert [point.evaluations["sr8"] for point in record.searched[0].points] == [4, 4, 3, 3]
+    assert len({point.value for point in record.searched[0].points}) == 4
+    assert run_search(search_of("sr8", steps=[4], **sweep), tmp_path / "out") == record
+    assert sampled == {"base4": 6, "sr8": 24}
 
 
 def _count_calls(stage: Any, calls: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:

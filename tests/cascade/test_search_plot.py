@@ -120,6 +120,46 @@ def test_guidance(drawn: list[Figure]) -> None:
     assert list(_lines(drawn[0]).values()) == [([1, 2], [2, 3])]
 
 
+def test_starts_lie_at_their_times_and_noise_at_one(drawn: list[Figure]) -> None:
+    curves(_record([_point(3), _point(2, start=0.7), _point(4, start=0.5)], "start"))
+    assert list(_lines(drawn[0]).values()) == [([0.5, 0.7, 1], [4, 2, 3])]
+
+
+def test_guides(drawn: list[Figure]) -> None:
+    curves(_record([_point(3, guide=2), _point(2), _point(1, guide=1.5)], "guide"))
+    assert list(_lines(drawn[0]).values()) == [([1, 1.5, 2], [2, 1, 3])]
+
+
+def test_grids(drawn: list[Figure]) -> None:
+    curves(_record([_point(3), _point(2, grid="log-snr")], "grid"))
+    assert [label.get_text() for label in drawn[0].axes[0].get_xticklabels()] == ["time", "log-snr"]
+
+
+INTERVALS = [
+    _point(5),
+    _point(4, guidance=2, guidance_interval=(0.3, 5)),
+    _point(3, guidance=2, guidance_interval=(0.5, 5)),
+    _point(6, guidance=3, guidance_interval=(0.3, 5)),
+    _point(7, guidance=3, guidance_interval=(0.5, 5)),
+]
+
+
+def test_without_guidance_a_point_belongs_to_every_interval(drawn: list[Figure]) -> None:
+    assert list(curves(_record(INTERVALS, "guidance", "guidance_interval"))) == ["guidance", "guidance_interval"]
+    assert list(_lines(drawn[0]).values()) == [([1, 2, 3], [5, 3, 7])]
+    assert list(_lines(drawn[1]).values()) == [([0, 1], [4, 3])]
+    assert [label.get_text() for label in drawn[1].axes[0].get_xticklabels()] == ["0.3 : 5", "0.5 : 5"]
+
+
+def test_a_best_point_that_goes_with_one_value_is_ringed_beside_the_line(drawn: list[Figure]) -> None:
+    curves(_record([_point(1), *INTERVALS[1:]], "guidance", "guidance_interval"))
+    assert list(_lines(drawn[0]).values()) == [([1, 2, 3], [1, 3, 7])]
+    assert list(_lines(drawn[1]).values()) == [([0, 1], [4, 3])]
+    (ring,) = [line for line in drawn[1].axes[0].lines if line.get_label() == "best"]
+    assert (list(ring.get_xdata()), list(ring.get_ydata())) == ([2], [1.0])
+    assert [label.get_text() for label in drawn[1].axes[0].get_xticklabels()] == ["0.3 : 5", "0.5 : 5", "none"]
+
+
 def test_unfinished_stages_are_left_out() -> None:
     assert curves(_record(S_CURVE, "augmentation", "s", best=False)) == {}
 

@@ -9,12 +9,11 @@ from cascaded_diffusion.cascade.chain import Cascade
 from cascaded_diffusion.cascade.search_points import (
     Pass,
     Point,
-    Sweep,
     count_passes,
     distinct_passes,
-    pick_stages,
     points_of,
 )
+from cascaded_diffusion.cascade.search_sweep import Sweep, pick_stages
 from cascaded_diffusion.cascade.stage import Stage, StageConfig
 from cascaded_diffusion.errors import UserError
 

@@ -122,3 +122,30 @@ def test_only_the_files_of_the_stages_are_copied(
     assert frugal(lambda: write_best_copy(folder, tmp_path / "copy", record)) == "read"
     assert {path.name for path in (tmp_path / "copy/sr8").iterdir()} == {"config.json", "model.safetensors"}
     Cascade.from_pretrained(tmp_path / "copy")
+
+
+def test_settings_that_came_later(
+    search_of: Callable[..., Search], folder: Path, random_stage: Callable[..., Any], tmp_path: Path
+) -> None:
+    cascade = Cascade.from_pretrained(folder)
+    cascade.stages["sr8"].guided_by(random_stage(cascade.stages["sr8"].config, 9))
+    guided = tmp_path / "guided"
+    cascade.save_pretrained(guided)
+    sweep = {"start": [0.5], "guide": [1, 2], "guidance_interval": [(0, 5)]}
+    search = search_of("sr8", cascade=guided, **sweep)
+    record = run_search(search, tmp_path / "out", cache=tmp_path / "cache")
+    plain, led = record.searched[0].points
+    assert (plain.settings["sr8"].guidance_interval, led.settings["sr8"].guidance_interval) == (None, (0.0, 5.0))
+    assert plain.value != led.value
+    best = record.searched[0].winner
+    assert best is not None
+    write_best(guided, record)
+    assert Cascade.from_pretrained(guided).defaults["sr8"] == best.settings["sr8"]
+    header, first, second = (tmp_path / "out" / "results.csv").read_text().splitlines()
+    assert "endpoints,start,guide,guidance_interval,evaluations" in header
+    assert ",0.5,1.0,," in first
+    assert ",0.5,2.0,0:5," in second
+    pictures = {path.name for path in (tmp_path / "out").glob("*.png")}
+    assert pictures == {"start-curve.png", "guide-curve.png", "guidance_interval-curve.png"}
+    # The search has changed the defaults that it swept, and goes on all the same.
+    assert run_search(search_of("sr8", cascade=guided, **sweep), tmp_path / "out") == record

@@ -111,6 +111,22 @@ def test_what_was_chosen_can_be_sampled(done: Cdm, own: Path, common: list[objec
     assert {path.name for path in (here / "out").glob("*.png")} == {"steps-curve.png", "guidance-curve.png"}
 
 
+def test_later_settings(done: Cdm, own: Path, common: list[object], here: Path) -> None:
+    given = ("--stage", "sr16", "--start", "1,0.5", "--guidance", "2", "--guidance-interval", "none,0.3:5")
+    dry = done("search", own, *common, *given, "--dry-run").out.splitlines()
+    assert dry[0] == "sr16: 4 points, 0 of them done"
+    assert dry[4] == "  guidance 2, from time 0.5, at sigma 0.3 to 5"
+    assert dry[5] == "passes of 4 samples: base8 1, sr16 4; 5 of them still to make"
+    # base8: 5 steps; sr16: 4 steps from noise, twice, and 2 from half time, twice.
+    assert dry[6] == f"network evaluations still to make: {4 * (5 + 2 * 4 + 2 * 2)}"
+    first = done("search", own, *common, *given)
+    found = Cascade.from_pretrained(own).defaults["sr16"]
+    best = json.loads((here / "out" / "search.json").read_text())["searched"][0]
+    settings = next(point for point in best["points"] if point["key"] == best["best"])["settings"]["sr16"]
+    assert found.model_dump(mode="json") == settings
+    assert done("search", own, *common, *given).out == first.out
+
+
 def test_no_write(done: Cdm, own: Path, common: list[object]) -> None:
     before = contents(own)
     result = done("search", own, *common, *SHORT, "--no-write")
@@ -170,6 +186,18 @@ def test_a_packaged_cascade_is_not_changed(
         ("--stage sr16 --steps 5,x", "--steps: 'x' is not allowed; give numbers from 1, or ddimN"),
         ("--stage sr32 --endpoints 1e-4:0.02", "endpoints: cannot be swept: sr32 was trained with cosine T=20"),
         ("--stage sr16 --endpoints 1e-4", "--endpoints: '1e-4' is not a pair FIRST:LAST"),
+        ("--stage sr16 --endpoints none", "--endpoints: 'none' is not a pair FIRST:LAST, such as 1e-4:0.02"),
+        ("--stage base8 --start 0.5", "start: cannot be swept: base8 is a base stage and has no image to start from"),
+        ("--stage sr16 --start 0", "start.0: Input should be greater than 0 (given: 0.0)"),
+        ("--stage sr16 --start 1,late", "--start: 'late' is not a number"),
+        ("--stage sr16 --guide 1,2", "guide: cannot be swept: sr16 has no guide; cdm assemble --guide gives it one"),
+        (
+            "--stage sr16 --guidance-interval 3",
+            "--guidance-interval: '3' is not none or a pair LOW:HIGH, such as 0.3:5",
+        ),
+        ("--stage sr16 --guidance-interval 0.3:5", "guidance_interval: cannot be swept: sr16 is not guided by default"),
+        ("--stage sr16 --grid sigma", "--grid: 'sigma' is not known; allowed: time, edm, log-snr"),
+        ("--stage base8 --grid edm", "grid: cannot be swept: base8 was trained with cosine T=20"),
         ("--stage sr16 --guidance 200", "guidance.0: Input should be less than or equal to 100 (given: 200.0)"),
         ("--stage sr16 --split test", "no split 'test'"),
         ("--stage sr16 --num 1", "'1'; allowed: whole numbers from 2"),

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from cascaded_diffusion.cascade.chain import Cascade
-from cascaded_diffusion.cascade.search_points import Sweep, count_passes, pick_stages, points_of
+from cascaded_diffusion.cascade.search_points import count_passes, points_of
 from cascaded_diffusion.cascade.search_store import PointResult, SearchRecord, SearchRequest, SearchStore, StageResult
+from cascaded_diffusion.cascade.search_sweep import Sweep, pick_stages
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.report.searches import read_search, search_part, sweep_lines
 
@@ -66,6 +67,14 @@ def test_other_swept_settings_make_lines_of_their_own(tiny_cascade: Cascade) -> 
     stage = _stage(tiny_cascade, "base8", Sweep(steps=(2, 4), guidance=(1.0, 2.0)))
     assert [line.name for line in sweep_lines(stage, "steps")] == ["guidance 1", "guidance 2"]
     assert [line.name for line in sweep_lines(stage, "guidance")] == ["2 steps", "4 steps"]
+
+
+def test_starts_make_a_curve_and_intervals_lines(tiny_cascade: Cascade) -> None:
+    sweep = Sweep(start=(1, 0.5), guidance=(2.0,), guidance_interval=(None, (0.3, 5.0)))
+    stage = _stage(tiny_cascade, "sr16", sweep)
+    lines = sweep_lines(stage, "start")
+    assert [line.name for line in lines] == ["guidance 2", "guidance 2, at sigma 0.3 to 5"]
+    assert all(list(line.x) == [0.5, 1.0] for line in lines)
 
 
 def test_steps_that_are_no_numbers_are_no_curve_but_in_the_table(tiny_cascade: Cascade, tmp_path: Path) -> None:

@@ -40,6 +40,22 @@ def plain(tmp_path_factory: pytest.TempPathFactory, base_config: Make, sr_config
 
 
 @pytest.fixture(scope="session")
+def later(tmp_path_factory: pytest.TempPathFactory, base_config: Make, sr_config: Make, random_stage: Make) -> Path:
+    """A cascade folder 4 -> 8 without classes, in continuous time; the SR stage has all that came later in use."""
+    continuous = {"noise_schedule": {"kind": "cosine", "timesteps": None}}
+    no = {"classes": None, "training": {"class_dropout": 0.0}, "diffusion": continuous}
+    config = sr_config(8, low=4, conditioning={"low_schedule": continuous["noise_schedule"]}, **no)
+    high = random_stage(config, 1)
+    high.guided_by(random_stage(config, 2))
+    cascade = Cascade([random_stage(base_config(4, **no)), high])
+    changes = {"start": 0.7, "guide": 2.0, "guidance_interval": (1e-05, 5.0), "grid": "edm", "rho": 5.0}
+    cascade.defaults["sr8"] = cascade.defaults["sr8"].model_copy(update=changes)
+    folder = tmp_path_factory.mktemp("later") / "later"
+    cascade.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def named(tmp_path_factory: pytest.TempPathFactory, base_config: Make, sr_config: Make, random_stage: Make) -> Path:
     """A cascade folder 8 -> 16 of four classes whose names a command line could stumble over."""
     words = {"class_names": NAMES}

@@ -328,6 +328,34 @@ def _a_closed_page_stops_its_run(visit: Visit) -> None:
     visit.page.wait_for_selector("#cdm-sample-status .cdm-done", timeout=30_000)
 
 
+def _more_settings_are_reached_with_the_keyboard(visit: Visit) -> None:
+    page = visit.page
+    page.focus("#cdm-sr32-more button")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#cdm-sr32-start input")
+    for control, text in (("start", "0.6"), ("interval-low", "0.3"), ("interval-high", "5")):
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.closest('[id^=cdm]').id") == f"cdm-sr32-{control}"
+        page.keyboard.type(text)
+    page.keyboard.press("Tab")
+    page.click("#cdm-sample")
+    page.wait_for_function("document.querySelector('#cdm-sample-command .cm-content').innerText.includes('--set')")
+    command = visit.command("sample")
+    assert [word for word in command if word.startswith("sr32.")] == [
+        "sr32.start=0.6",
+        "sr32.guidance_interval=[0.3,5]",
+    ]
+    page.get_by_label("truncated", exact=True).click()
+    page.wait_for_function("document.querySelector('#cdm-sr32-start input').disabled")
+    page.get_by_label("nontruncated", exact=True).click()
+    page.wait_for_function("!document.querySelector('#cdm-sr32-start input').disabled")
+    page.fill("#cdm-sr32-start input", "")
+    page.press("#cdm-sr32-start input", "Tab")
+    page.click("#cdm-sample")
+    page.wait_for_function("!document.querySelector('#cdm-sample-command .cm-content').innerText.includes('start')")
+    assert "sr32.guidance_interval=[0.3,5]" in visit.command("sample")
+
+
 def _it_fits_a_phone(visit: Visit) -> None:
     visit.page.set_viewport_size({"width": 390, "height": 800})
     visit.page.reload()
@@ -348,4 +376,5 @@ def test_a_person_finds_their_way(visit: Visit, tmp_path: Path) -> None:
     _wrong_files_are_said(visit, tmp_path)
     _a_number_out_of_bounds_is_said(visit)
     _a_closed_page_stops_its_run(visit)
+    _more_settings_are_reached_with_the_keyboard(visit)
     _it_fits_a_phone(visit)

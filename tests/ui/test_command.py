@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cascaded_diffusion.cascade.chain import Cascade
+from cascaded_diffusion.cli.values import stage_settings
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.ui.command import Origin, enlarge_command, link_query, read_link, sample_command
 from cascaded_diffusion.ui.limits import PageLimits
-from cascaded_diffusion.ui.settings import read_settings
+from cascaded_diffusion.ui.settings import choices, read_settings
 
 Limits = Callable[[Path | str], PageLimits]
 Values = Callable[..., list[Any]]
@@ -31,6 +34,23 @@ def test_the_command_names_everything(limits_of: Limits, values_of: Values) -> N
         *("--seed", "7", "--steps", "base16=12,sr32=6", "--sampler", "dpmpp-2m", "--augmentation", "nontruncated"),
         *("--s", "0.35", "--guidance", "base16=1.5,sr32=1", "--device", "cpu"),
     ]
+
+
+def test_what_has_no_option_is_set(limits_of: Limits, values_of: Values, later: Path) -> None:
+    limits = limits_of(later)
+    cascade = Cascade.from_pretrained(later)
+    off: dict[str, Any] = {"sr8.start": None, "sr8.guide": 1, "sr8.interval_low": None, "sr8.interval_high": None}
+    for change, sets in (
+        ({}, ["sr8.guide=2", "sr8.start=0.7", "sr8.guidance_interval=[1e-05,5]"]),
+        (off, ["sr8.guide=1", "sr8.start=null", "sr8.guidance_interval=null"]),
+    ):
+        settings = read_settings(limits, values_of(limits, **change))
+        given = words(sample_command(Origin("x"), limits, settings))
+        found = [word for option, word in pairwise(given) if option == "--set"]
+        assert found == sets
+        assert "--more" not in given
+        chosen = cascade.plan(more=stage_settings(found)).settings
+        assert chosen == cascade.plan(**choices(limits, settings)).settings
 
 
 def test_a_class_that_a_command_line_would_tear_apart_is_numbered(
@@ -80,10 +100,18 @@ def test_a_file_that_looks_like_an_option_does_not_become_one(limits_of: Limits,
     assert given[given.index("--steps") + 1] == "6"
 
 
-def test_a_link_carries_every_setting_back(limits_of: Limits, values_of: Values, plain: Path) -> None:
+def test_a_link_carries_every_setting_back(limits_of: Limits, values_of: Values, plain: Path, later: Path) -> None:
     changes: dict[str, Any] = {"num": 3, "seed": 2**31 - 1, "sr32.s": 0.05, "sr32.augmentation": "truncated"}
     changes |= {"classes": [8, 1], "base16.steps": 7, "base16.guidance": 2.5, "sr32.sampler": "heun"}
-    for folder, change in (("demo", changes), (plain, {"seed": 4, "sr8.s": 0.0})):
+    changes |= {"base16.interval_low": 0.25, "base16.interval_high": 5}
+    off: dict[str, Any] = {"sr8.start": None, "sr8.interval_low": None, "sr8.interval_high": None, "sr8.guide": 1.5}
+    cases: list[tuple[Path | str, dict[str, Any]]] = [("demo", changes), (plain, {"seed": 4, "sr8.s": 0.0})]
+    for folder, change in (
+        *cases,
+        ("demo", {"sr32.start": 0.6}),
+        (later, off),
+        (later, {"sr8.start": 0.3, "base4.grid": "log-snr"}),
+    ):
         limits = limits_of(folder)
         settings = read_settings(limits, values_of(limits, **change))
         query = link_query(limits, settings)
@@ -104,6 +132,9 @@ def test_an_address_without_settings_changes_nothing(limits_of: Limits) -> None:
         ("?num=many", "images: 'many'"),
         ("?seed=inf", "seed: inf"),
         ("?classes=1,x", "class: 'x'"),
+        ("?sr32.start=0", "start of sr32: 0"),
+        ("?sr32.interval_low=3", "guidance of sr32: one sigma alone"),
+        ("?sr32.steps=none", "steps of sr32: 'none'"),
         ("?sr32.s=0.9", "s of sr32: 0.9"),
         ("?sr32.sampler=%3Cscript%3E", "sampler of sr32: '<script>'"),
         ("?" + "&".join(f"a{i}=1" for i in range(300)), "more than 200"),

@@ -18,14 +18,34 @@ Make = Callable[..., Any]
 def test_each_stage_has_the_controls_that_mean_something_to_it(limits_of: Limits, plain: Path) -> None:
     base, gaussian, blur = limits_of(plain).stages
     assert base.controls == ("steps", "sampler")
-    assert gaussian.controls == ("steps", "sampler", "augmentation", "s")
-    assert blur.controls == ("steps", "sampler")
+    assert gaussian.controls == ("steps", "sampler", "augmentation", "s", "start")
+    assert blur.controls == ("steps", "sampler", "start")
 
 
 def test_guidance_is_there_where_class_dropout_was(limits_of: Limits, named: Path) -> None:
     base, high = limits_of(named).stages
-    assert base.controls == ("steps", "sampler", "guidance")
-    assert high.controls == ("steps", "sampler", "augmentation", "s", "guidance")
+    interval = ("interval_low", "interval_high")
+    assert base.controls == ("steps", "sampler", "guidance", *interval)
+    assert high.controls == ("steps", "sampler", "augmentation", "s", "guidance", "start", *interval)
+
+
+def test_a_guide_has_a_weight_and_an_interval(limits_of: Limits, later: Path) -> None:
+    base, high = limits_of(later).stages
+    assert base.controls == ("steps", "sampler", "grid")
+    last = ("guide", "start", "interval_low", "interval_high")
+    assert high.controls == ("steps", "sampler", "augmentation", "s", *last)
+    assert [high.default(control) for control in high.controls[4:]] == [2.0, 0.7, 1e-05, 5.0]
+    assert (high.most_guide, high.least_start) == (10.0, 0.01)
+
+
+def test_grids_that_other_settings_contradict_are_not_offered(limits_of: Limits, later: Path) -> None:
+    base, high = limits_of(later).stages
+    assert base.grids == ("time", "edm", "log-snr")
+    # Its rho is of the grid edm alone.
+    assert (high.grid, high.grids) == ("edm", ("edm",))
+    cascade = Cascade.from_pretrained(later)
+    cascade.defaults["base4"] = cascade.defaults["base4"].model_copy(update={"endpoints": (1e-4, 0.02)})
+    assert "grid" not in page_limits(cascade, 8).stage("base4").controls
 
 
 def test_s_ends_at_s_max(limits_of: Limits) -> None:

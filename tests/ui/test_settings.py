@@ -25,7 +25,7 @@ def demo(limits_of: Limits) -> PageLimits:
 def test_what_a_new_page_sends_is_what_the_cascade_recommends(demo: PageLimits, values_of: Values) -> None:
     settings = read_settings(demo, values_of(demo))
     cascade = Cascade.from_pretrained("demo")
-    assert cascade.plan(**choices(settings)).settings == cascade.plan().settings
+    assert cascade.plan(**choices(demo, settings)).settings == cascade.plan().settings
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,18 @@ def test_what_a_new_page_sends_is_what_the_cascade_recommends(demo: PageLimits, 
         ({"sr32.s": float("inf")}, "s of sr32: inf"),
         ({"sr32.guidance": 10.5}, "guidance of sr32: 10.5 is not allowed; give a number from 0 to 10"),
         ({"sr32.guidance": "x" * 500}, "xxx..."),
+        ({"sr32.grid": "sigma"}, "grid of sr32: 'sigma' is not allowed; choose time, edm, log-snr"),
+        ({"sr32.start": 0}, "start of sr32: 0 is not allowed; give a number from 0.01 to 1"),
+        ({"sr32.start": 1.2}, "start of sr32: 1.2"),
+        ({"sr32.start": "none"}, "start of sr32: 'none'"),
+        ({"sr32.start": float("nan")}, "start of sr32: nan"),
+        ({"sr32.interval_low": -1}, "guidance above sigma of sr32: -1 is not allowed; give a number from 0 to 100000"),
+        ({"sr32.interval_high": 1e6}, "guidance up to sigma of sr32: 1000000.0"),
+        ({"sr32.interval_low": 0.3}, "guidance of sr32: one sigma alone is no interval; give both or neither"),
+        (
+            {"base16.interval_low": 5, "base16.interval_high": 5},
+            "guidance of base16: 5 to 5 is not an interval; give the smaller first",
+        ),
     ],
 )
 def test_a_value_out_of_bounds_is_named(
@@ -66,8 +78,42 @@ def test_a_value_out_of_bounds_is_named(
     assert "\n" not in str(caught.value)
 
 
+def test_fields_that_are_empty_are_off(demo: PageLimits, values_of: Values) -> None:
+    empty = {"sr32.start": "", "sr32.interval_low": None, "sr32.interval_high": ""}
+    assert "more" not in choices(demo, read_settings(demo, values_of(demo, **empty)))
+
+
+def test_start_and_interval_reach_the_cascade(demo: PageLimits, values_of: Values) -> None:
+    change = {"sr32.start": 0.6, "base16.interval_low": 0, "base16.interval_high": 5, "base16.grid": "edm"}
+    asked = choices(demo, read_settings(demo, values_of(demo, **change)))
+    assert asked["more"] == {"base16": {"guidance_interval": (0, 5), "grid": "edm"}, "sr32": {"start": 0.6}}
+    found = Cascade.from_pretrained("demo").plan(**asked).settings
+    assert (found["base16"].guidance_interval, found["sr32"].start) == ((0, 5), 0.6)
+
+
+def test_a_truncated_stage_does_not_start_from_its_image(demo: PageLimits, values_of: Values) -> None:
+    change = {"sr32.start": 0.6, "sr32.augmentation": "truncated"}
+    settings = read_settings(demo, values_of(demo, **change))
+    assert settings.stages["sr32"].start is None
+    Cascade.from_pretrained("demo").plan(**choices(demo, settings))
+
+
+def test_what_the_cascade_has_on_can_be_turned_off(later: Path, limits_of: Limits, values_of: Values) -> None:
+    limits = limits_of(later)
+    cascade = Cascade.from_pretrained(later)
+    new = choices(limits, read_settings(limits, values_of(limits)))
+    assert cascade.plan(**new).settings == cascade.plan().settings
+    off = {"sr8.start": None, "sr8.interval_low": None, "sr8.interval_high": None, "sr8.guide": 1}
+    asked = choices(limits, read_settings(limits, values_of(limits, **off)))
+    assert asked["more"] == {"sr8": {"guide": 1.0, "start": None, "guidance_interval": None}}
+    found = cascade.plan(**asked).settings["sr8"]
+    assert (found.start, found.guide, found.guidance_interval) == (None, 1, None)
+    with pytest.raises(UserError, match=r"guide of sr8: 10\.5 is not allowed; give a number from 0 to 10"):
+        read_settings(limits, values_of(limits, **{"sr8.guide": 10.5}))
+
+
 def test_too_few_values_are_refused(demo: PageLimits, values_of: Values) -> None:
-    with pytest.raises(UserError, match="10 values came from the page; allowed: 11"):
+    with pytest.raises(UserError, match="17 values came from the page; allowed: 18"):
         read_settings(demo, values_of(demo)[:-1])
 
 
@@ -77,7 +123,7 @@ def test_a_class_named_twice_counts_once(demo: PageLimits, values_of: Values) ->
 
 
 def test_s_says_nothing_where_the_augmentation_is_none(demo: PageLimits, values_of: Values) -> None:
-    asked = choices(read_settings(demo, values_of(demo, **{"sr32.augmentation": "none"})))
+    asked = choices(demo, read_settings(demo, values_of(demo, **{"sr32.augmentation": "none"})))
     assert "s" not in asked
     assert Cascade.from_pretrained("demo").plan(**asked).settings["sr32"].s == 0
 

@@ -56,6 +56,7 @@ def own_image() -> Callable[[Studio], dict[str, str]]:
         {"classes": [1, 3, 2], "num": 4, "seed": 11},
         {"sr16.s": 0.35, "sr16.augmentation": "truncated", "base8.guidance": 2.5, "sr16.sampler": "heun"},
         {"sr16.augmentation": "none", "base8.steps": 7},
+        {"sr16.start": 0.6, "sr16.guidance": 2.0, "sr16.interval_low": 0.3, "sr16.interval_high": 5},
     ],
 )
 def test_the_command_line_makes_the_same_images(

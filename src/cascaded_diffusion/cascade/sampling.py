@@ -10,9 +10,20 @@ from cascaded_diffusion.conditioning.augmentation import AugmentationMode
 from cascaded_diffusion.config import StrictModel, shorten
 from cascaded_diffusion.diffusion.grid import SigmaGrid
 
-__all__ = ["Endpoints", "Guidance", "SamplerName", "SamplingConfig", "StepCount", "Strength"]
+__all__ = [
+    "Endpoints",
+    "GridName",
+    "Guidance",
+    "Interval",
+    "SamplerName",
+    "SamplingConfig",
+    "Start",
+    "StepCount",
+    "Strength",
+]
 
 SamplerName = Literal["ancestral", "ddim", "heun", "dpmpp-2m"]
+GridName = Literal["time", "edm", "log-snr"]
 
 
 _MOST_STEPS = 1_000_000
@@ -38,6 +49,8 @@ Guidance = Annotated[float, Field(ge=0, le=100)]
 _Beta = Annotated[float, Field(gt=0, lt=1)]
 Endpoints = tuple[_Beta, _Beta]
 _Sigma = Annotated[float, Field(ge=0, le=1e5)]
+Interval = tuple[_Sigma, _Sigma]
+Start = Annotated[float, Field(gt=0, le=1)]
 
 
 class SamplingConfig(StrictModel):
@@ -50,7 +63,7 @@ class SamplingConfig(StrictModel):
     endpoints: Endpoints | None = Field(
         default=None, description="Continuous stages: first and last beta of a linear sampling schedule (SR3), or null."
     )
-    grid: Literal["time", "edm", "log-snr"] = Field(
+    grid: GridName = Field(
         default="time",
         description="Continuous stages: levels even in time, in sigma^(1/rho) (EDM, 2206.00364, eq. 5), or in log SNR.",
     )
@@ -59,10 +72,8 @@ class SamplingConfig(StrictModel):
         description="grid: edm, log-snr: sigma of the last and the first level, sigma^2 = 1/SNR; EDM's by default.",
     )
     rho: float = Field(default=7.0, ge=1, le=100, description="grid: edm: rho, 7 in the paper.")
-    start: float | None = Field(
+    start: Start | None = Field(
         default=None,
-        gt=0,
-        le=1,
         description="SR stages: begin at this time with the enlarged low-resolution image, noised to its level, in "
         "place of pure noise (relay start, after 2309.03350); steps still count the whole range. Null: noise.",
     )
@@ -72,7 +83,7 @@ class SamplingConfig(StrictModel):
         description="Autoguidance (2406.02507): weight with which the stage is led away from its guide, a worse copy "
         "that the cascade holds; 1 is none.",
     )
-    guidance_interval: tuple[_Sigma, _Sigma] | None = Field(
+    guidance_interval: Interval | None = Field(
         default=None,
         description="Guide only where low < sigma <= high, sigma^2 = 1/SNR (2404.07724); null: everywhere.",
     )

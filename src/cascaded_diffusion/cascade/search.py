@@ -10,8 +10,8 @@ images, keep the best. What makes that affordable and fair:
 - **Stage by stage.** A stage is judged at its own resolution, with the best settings of the stages below.
 - **Resumable.** Every pass and score is kept; the same command goes on where it stopped.
 
-The samples' distance to the real images has an error bar by bootstrap. Steps, guidance and end points of a sampling
-schedule are swept in the same way.
+The samples' distance to the real images has an error bar by bootstrap. Steps, guidance of both kinds and its interval,
+end points of a sampling schedule and relay start are swept in the same way.
 """
 
 from __future__ import annotations
@@ -30,16 +30,9 @@ from cascaded_diffusion.cascade.manifest import CascadeManifest
 from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.cascade.search_passes import PassMaker, Precision
 from cascaded_diffusion.cascade.search_plot import curves
-from cascaded_diffusion.cascade.search_points import (
-    Pass,
-    Point,
-    Sweep,
-    count_passes,
-    pick_stages,
-    points_of,
-    stages_up_to,
-)
+from cascaded_diffusion.cascade.search_points import Pass, Point, count_passes, points_of, stages_up_to
 from cascaded_diffusion.cascade.search_store import PointResult, SearchRecord, SearchRequest, SearchStore, StageResult
+from cascaded_diffusion.cascade.search_sweep import Sweep, pick_stages
 from cascaded_diffusion.cascade.walk import first_batch_size
 from cascaded_diffusion.data.prepared import PreparedData
 from cascaded_diffusion.errors import UserError

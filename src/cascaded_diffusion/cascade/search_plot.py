@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.cascade.search_store import PointResult, SearchRecord, StageResult
 
 if TYPE_CHECKING:
@@ -21,11 +22,15 @@ _AXIS = {
     "steps": "sampling steps",
     "guidance": "guidance",
     "endpoints": "first : last beta of the sampling schedule",
+    "start": "time of the start from the enlarged image; 1 is noise",
+    "guide": "weight of the guide",
+    "guidance_interval": "sigmas between which guidance acts",
+    "grid": "what the levels are even in",
 }
 
 
 def curves(record: SearchRecord) -> dict[str, bytes]:
-    """A PNG for every setting that was swept (``s``, ``steps``, ``guidance``, ``endpoints``): see :func:`figures`."""
+    """A PNG for every setting that was swept, named as in :class:`Sweep`: see :func:`figures`."""
     pictures = {}
     for setting, figure in figures(record).items():
         buffer = io.BytesIO()
@@ -39,7 +44,8 @@ def figures(record: SearchRecord, kind: type[Figure] | None = None) -> dict[str,
     """A figure for every setting that was swept, one panel a stage.
 
     A panel is the slice through the best point: the other swept settings have their best values. The best is ringed.
-    Stages whose search is not finished are left out.
+    Where those go with one value alone (truncated with a start, no guidance with an interval), it is the slice through
+    the best of the points with more, and the ring stands beside it. Stages whose search is not finished are left out.
 
     Args:
         record: the search.
@@ -73,7 +79,7 @@ def _panel(axes: Axes, setting: str, found: StageResult) -> None:
     best = found.winner
     assert best is not None  # only finished stages come here
     shown = _slice(found, setting, best)
-    place = _places(setting, shown, found.stage)
+    place = _places(setting, [*shown, best], found.stage)
     modes = sorted({_mode(point, found.stage) for point in shown} - {"none"}) if setting == "s" else [""]
     for mode in modes or ["nontruncated"]:
         # s = 0 belongs to both modes: each line begins there.
@@ -96,7 +102,7 @@ def _panel(axes: Axes, setting: str, found: StageResult) -> None:
         f"{found.stage}, best: {best.label}\n{best.value:.4g} ± {best.standard_error:.2g}", fontsize=11, loc="left"
     )
     axes.set_xlabel(_AXIS[setting])
-    _ticks(axes, setting, shown, place, found.stage)
+    _ticks(axes, setting, [*shown, best], place, found.stage)
     axes.grid(axis="y", color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -108,18 +114,33 @@ def _mode(point: PointResult, stage: str) -> str:
 
 
 def _value(point: PointResult, stage: str, setting: str) -> Any:
-    return getattr(point.settings[stage], setting)
+    value = getattr(point.settings[stage], setting)
+    return 1.0 if setting == "start" and value is None else value
 
 
 def _slice(found: StageResult, setting: str, best: PointResult) -> list[PointResult]:
     """The points that differ from the best in this setting alone; over s, in both modes."""
     own = {"s", "augmentation"} if setting == "s" else {setting}
     others = [name for name in found.swept if name not in own]
-    return [
-        point
-        for point in found.points
-        if all(_value(point, found.stage, name) == _value(best, found.stage, name) for name in others)
-    ]
+
+    def through(like: PointResult) -> list[PointResult]:
+        return [
+            point
+            for point in found.points
+            if all(_agree(point.settings[found.stage], like.settings[found.stage], name) for name in others)
+        ]
+
+    shown = through(best)
+    if len(shown) > 1 or len({_value(point, found.stage, setting) for point in found.points}) == 1:
+        return shown
+    ranked = sorted(found.points, key=lambda point: point.value)
+    return next((points for points in map(through, ranked) if len(points) > 1), shown)
+
+
+def _agree(own: SamplingConfig, other: SamplingConfig, name: str) -> bool:
+    """Whether two points have the same value of a setting; without guidance, any interval is the same."""
+    unguided = own.guidance == 1 and own.guide == 1
+    return getattr(own, name) == getattr(other, name) or (name == "guidance_interval" and unguided)
 
 
 def _places(setting: str, shown: Sequence[PointResult], stage: str) -> Callable[[PointResult], float]:
@@ -135,9 +156,15 @@ def _ticks(
     axes: Axes, setting: str, shown: Sequence[PointResult], place: Callable[[PointResult], float], stage: str
 ) -> None:
     named = {place(point): _value(point, stage, setting) for point in shown}
-    words = ["{:g} : {:g}".format(*value) if isinstance(value, tuple) else str(value) for value in named.values()]
+    words = [_word(value) for value in named.values()]
     if setting == "steps" and min(named) > 0 and all(isinstance(value, int) for value in named.values()):
         axes.set_xscale("log")
         axes.minorticks_off()
-    if setting in ("steps", "endpoints"):
+    if setting in ("steps", "endpoints", "guidance_interval", "grid"):
         axes.set_xticks(list(named), words)
+
+
+def _word(value: Any) -> str:
+    if value is None:
+        return "none"
+    return "{:g} : {:g}".format(*value) if isinstance(value, tuple) else str(value)

@@ -2,79 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import product
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from cascaded_diffusion.cascade.chain import Cascade
-from cascaded_diffusion.cascade.sampling import Endpoints, Guidance, SamplingConfig, StepCount, Strength
+from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.cascade.settings import Requests, resolve_settings
 from cascaded_diffusion.cascade.stage import Stage
 from cascaded_diffusion.cascade.walk import Plan
-from cascaded_diffusion.config import StrictModel, explain
+from cascaded_diffusion.config import explain
 from cascaded_diffusion.errors import UserError
 
-__all__ = [
-    "DEFAULT_S",
-    "MODES",
-    "SETTINGS",
-    "Pass",
-    "Point",
-    "Sweep",
-    "count_passes",
-    "distinct_passes",
-    "pick_stages",
-    "points_of",
-    "settings_to_try",
-    "stages_up_to",
-]
+__all__ = ["Pass", "Point", "count_passes", "distinct_passes", "points_of", "stages_up_to"]
 
-SETTINGS = ("augmentation", "s", "steps", "guidance", "endpoints")
-"""What can be swept, in the order in which it is told."""
-
-DEFAULT_S = tuple(round(0.05 * i, 2) for i in range(11))
-MODES: tuple[Literal["nontruncated", "truncated"], ...] = ("nontruncated", "truncated")
-
-
-class Sweep(StrictModel):
-    """Which settings are swept, and over which values; ``None`` leaves a setting as it is.
-
-    ``s`` and ``augmentation`` are one sweep: either without the other takes the other's default, and nothing at all
-    means both.
-    """
-
-    s: tuple[Strength, ...] | None = Field(
-        default=None,
-        min_length=1,
-        max_length=1000,
-        description="Strengths; default 0, 0.05, ... 0.5, as far as the stage knows them.",
-    )
-    augmentation: tuple[Literal["truncated", "nontruncated"], ...] | None = Field(
-        default=None, min_length=1, max_length=10, description="Modes; default all that the stage has."
-    )
-    steps: tuple[StepCount, ...] | None = Field(
-        default=None, min_length=1, max_length=1000, description="Sampling steps."
-    )
-    guidance: tuple[Guidance, ...] | None = Field(
-        default=None, min_length=1, max_length=1000, description="Guidance scales."
-    )
-    endpoints: tuple[Endpoints, ...] | None = Field(
-        default=None,
-        min_length=1,
-        max_length=1000,
-        description="First and last beta of a linear sampling schedule (SR3).",
-    )
-
-    @property
-    def asked(self) -> tuple[str, ...]:
-        """The settings that were named."""
-        return tuple(name for name in SETTINGS if getattr(self, name) is not None)
+_NO_REQUEST = ("start", "guide", "guidance_interval", "grid")
+"""Settings without a field of their own in :class:`Requests`."""
 
 
 class Pass(NamedTuple):
@@ -125,7 +72,21 @@ class Point(NamedTuple):
             words.append(f"guidance {swept['guidance']:g}")
         if "endpoints" in swept:
             words.append("endpoints {:g}:{:g}".format(*swept["endpoints"]))
-        return ", ".join(words)
+        return ", ".join(words + self._later_words())
+
+    def _later_words(self) -> list[str]:
+        swept = self.swept
+        words = []
+        if "start" in swept:
+            words.append("from noise" if swept["start"] is None else f"from time {swept['start']:g}")
+        if "guide" in swept:
+            words.append(f"guide {swept['guide']:g}")
+        if "guidance_interval" in swept:
+            interval = swept["guidance_interval"]
+            words.append("at every sigma" if interval is None else "at sigma {:g} to {:g}".format(*interval))
+        if "grid" in swept:
+            words.append(f"{swept['grid']} grid")
+        return words
 
     @property
     def key(self) -> str:
@@ -151,102 +112,6 @@ def stages_up_to(cascade: Cascade, name: str) -> list[Stage]:
     return [cascade.stages[each] for each in names[: names.index(name) + 1]]
 
 
-def pick_stages(cascade: Cascade, text: str, sweep: Sweep) -> dict[str, list[dict[str, Any]]]:
-    """The stages to search in the cascade's order, and what to try of each.
-
-    Args:
-        cascade: the chain.
-        text: ``NAME``, ``NAME,NAME`` or ``all``. ``all`` leaves out the stages that the swept settings mean nothing to.
-        sweep: what is swept.
-
-    Raises:
-        UserError: a stage that is not there or named twice, or that has nothing to sweep; a setting that means nothing
-            to any of the stages, or a mode that one does not have.
-    """
-    names = list(cascade.stages)
-    words = names if text == "all" else [word.strip() for word in text.split(",")]
-    for word in words:
-        if word not in names:
-            close = difflib.get_close_matches(word, names, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise UserError(f"stage: no stage {word!r} in this cascade; allowed: {', '.join(names)} or all{hint}")
-        if words.count(word) > 1:
-            raise UserError(f"stage: {text!r} names {word} twice")
-    wanted = [stage for name, stage in cascade.stages.items() if name in words]
-    for setting in sweep.asked:
-        reasons = [_why_not(stage, setting) for stage in wanted]
-        if all(reasons):
-            raise UserError(f"{setting}: cannot be swept: {'; '.join(filter(None, reasons))}")
-    found = {stage.name: settings_to_try(stage, sweep, truncated=cascade.truncated[stage.name]) for stage in wanted}
-    for name, choices in found.items():
-        if not choices and text != "all":
-            raise UserError(f"stage: nothing to sweep for {name}; give it steps or guidance, or another stage")
-    if not any(found.values()):
-        raise UserError(f"stage: {text} has no s to sweep; give steps or guidance")
-    return {name: choices for name, choices in found.items() if choices}
-
-
-def settings_to_try(stage: Stage, sweep: Sweep, *, truncated: bool) -> list[dict[str, Any]]:
-    """Every combination of the swept settings that mean something to the stage; empty if none does.
-
-    Args:
-        stage: the searched one.
-        sweep: what is swept.
-        truncated: whether the stage below can be stopped at s for it.
-
-    Raises:
-        UserError: truncated was asked for by name, and is not available.
-    """
-    parts: list[list[dict[str, Any]]] = []
-    wants_s = not sweep.asked or bool({"s", "augmentation"} & set(sweep.asked))
-    if wants_s and _why_not(stage, "s") is None:
-        parts.append(_strengths(stage, sweep, truncated=truncated))
-    for setting in ("steps", "guidance", "endpoints"):
-        values = getattr(sweep, setting)
-        if values is not None and _why_not(stage, setting) is None:
-            parts.append([{setting: value} for value in dict.fromkeys(values)])
-    if not parts:
-        return []
-    return [{key: value for part in chosen for key, value in part.items()} for chosen in product(*parts)]
-
-
-def _strengths(stage: Stage, sweep: Sweep, *, truncated: bool) -> list[dict[str, Any]]:
-    conditioning = stage.config.conditioning
-    assert conditioning is not None  # _why_not has seen to it
-    modes: Sequence[str] = MODES if truncated else ("nontruncated",)
-    if sweep.augmentation is not None:
-        modes = [mode for mode in MODES if mode in sweep.augmentation]
-        if "truncated" in modes and not truncated:
-            raise UserError(
-                f"augmentation: truncated is not available, {stage.name} was assembled with --no-truncated; "
-                "allowed: nontruncated"
-            )
-    values = sweep.s or [s for s in DEFAULT_S if s <= conditioning.s_max] + [conditioning.s_max] * (
-        conditioning.s_max < DEFAULT_S[1]
-    )
-    # At s = 0 nothing is noised and nothing stopped: one point for both modes. It is listed first, for it wins ties.
-    clean = [{"augmentation": "none", "s": 0.0}] if 0 in values else []
-    return clean + [{"augmentation": mode, "s": s} for mode in modes for s in sorted(set(values)) if s != 0]
-
-
-def _why_not(stage: Stage, setting: str) -> str | None:
-    """Why a setting means nothing to a stage, or ``None``."""
-    config, conditioning = stage.config, stage.config.conditioning
-    if setting in ("s", "augmentation"):
-        if conditioning is None:
-            return f"{stage.name} is a base stage and has no s"
-        if conditioning.augmentation != "gaussian":
-            return f"{stage.name} was trained with augmentation {conditioning.augmentation} and has no s"
-    if setting == "guidance" and config.classes is None:
-        return f"{stage.name} has no classes to be guided by"
-    if setting == "guidance" and config.training.class_dropout == 0:
-        return f"{stage.name} was trained with training.class_dropout 0 and knows no unguided output"
-    if setting == "endpoints" and not config.diffusion.noise_schedule.is_continuous:
-        schedule = config.diffusion.noise_schedule.describe()
-        return f"{stage.name} was trained with {schedule} and takes no sampling schedule of its own"
-    return None
-
-
 def points_of(
     cascade: Cascade, name: str, choices: Sequence[Mapping[str, Any]], defaults: Mapping[str, SamplingConfig]
 ) -> list[Point]:
@@ -267,8 +132,10 @@ def points_of(
         own = defaults[name]
         if "endpoints" in choice:
             own = _with_endpoints(name, own, choice["endpoints"])
-        asked = {key: {name: value} for key, value in choice.items() if key != "endpoints"}
-        settings = resolve_settings(stages, {**defaults, name: own}, Requests(**asked), truncated=cascade.truncated)
+        more = {key: value for key, value in choice.items() if key in _NO_REQUEST}
+        asked = {key: {name: value} for key, value in choice.items() if key not in ("endpoints", *_NO_REQUEST)}
+        requests = Requests(**asked, more={name: more} if more else None)
+        settings = resolve_settings(stages, {**defaults, name: own}, requests, truncated=cascade.truncated)
         points.append(Point(dict(choice), _last_pass(stages, settings)))
     return points
 

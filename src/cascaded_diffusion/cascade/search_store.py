@@ -219,18 +219,27 @@ class SearchStore:
 def _table(record: SearchRecord) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    settings = ("sampler", "steps", "guidance", "augmentation", "s", "endpoints")
+    settings = ["sampler", "steps", "guidance", "augmentation", "s", "endpoints", *_later_columns(record)]
     writer.writerow(
         ["stage", "point", *settings, "evaluations", "score", "value", "standard_error", "n", "best", "file"]
     )
     for stage in record.searched:
         for point in stage.points:
             own = point.settings[point.stage].model_dump()
-            own["endpoints"] = "{:g}:{:g}".format(*own["endpoints"]) if own["endpoints"] else ""
+            for name in ("endpoints", "guidance_interval"):
+                own[name] = "{:g}:{:g}".format(*own[name]) if own[name] else ""
             row = [point.stage, point.label, *(own[name] for name in settings), sum(point.evaluations.values())]
             best = "yes" if point.key == stage.best else ""
             writer.writerow([*row, record.score, point.value, point.standard_error, point.n, best, point.key])
     return text.getvalue()
+
+
+def _later_columns(record: SearchRecord) -> list[str]:
+    """Settings that came later have a column where they do something, so that other tables stay what they were."""
+    own = [point.settings[point.stage] for stage in record.searched for point in stage.points]
+    fields = SamplingConfig.model_fields
+    later = ("start", "guide", "guidance_interval", "grid")
+    return [name for name in later if any(getattr(settings, name) != fields[name].default for settings in own)]
 
 
 def _read(path: Path, model: type[Model]) -> Model:

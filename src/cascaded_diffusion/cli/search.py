@@ -1,7 +1,8 @@
-"""``cdm search``: find the best s, steps, guidance or sampling schedule of a stage by score."""
+"""``cdm search``: find the best s, steps, guidance, sampling schedule or start of a stage by score."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
     from cascaded_diffusion.cascade.search import Search
     from cascaded_diffusion.cascade.search_forecast import Forecast
-    from cascaded_diffusion.cascade.search_points import Sweep
     from cascaded_diffusion.cascade.search_store import SearchRecord, StageResult
+    from cascaded_diffusion.cascade.search_sweep import Sweep
 
 __all__ = ["search_command"]
 
@@ -51,6 +52,34 @@ def search_command(
             "--endpoints",
             metavar="1e-4:0.02,...",
             help="First and last betas of linear sampling schedules to try, for stages in continuous time.",
+        ),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--start",
+            metavar="1,0.7,...",
+            help="Times at which SR stages start from the enlarged image, to try; 1 is from noise.",
+        ),
+    ] = None,
+    guide: Annotated[
+        str | None,
+        typer.Option("--guide", metavar="1,1.5,...", help="Weights of a stage's guide to try, 1 is none."),
+    ] = None,
+    guidance_interval: Annotated[
+        str | None,
+        typer.Option(
+            "--guidance-interval",
+            metavar="none,0.3:5,...",
+            help="Sigmas between which guidance and guide act, to try; none is everywhere.",
+        ),
+    ] = None,
+    grid: Annotated[
+        str | None,
+        typer.Option(
+            "--grid",
+            metavar="time,edm,log-snr",
+            help="What the levels of stages in continuous time are even in, to try.",
         ),
     ] = None,
     num: Annotated[int, typer.Option("--num", parser=whole_from(2), metavar="N", help="Samples a point.")] = 10_000,
@@ -90,12 +119,24 @@ def search_command(
         typer.Option("--track", metavar="NAME,NAME", help="Show the curves in tensorboard, wandb or trackio too."),
     ] = None,
 ) -> None:
-    """Find the best s, steps, guidance or sampling schedule by score, and make it the cascade's default.
+    """Find the best s, steps, guidance, sampling schedule or start by score, and make it the cascade's default.
 
     All combinations of the settings given are tried; s in every mode if none is. Many GPUs: torchrun --nproc-per-node 8
     -m -- cascaded_diffusion search ... (the -- keeps torchrun from reading --num).
     """
-    sweep = _sweep(s, augmentation, steps, guidance, endpoints)
+    sweep = _sweep(
+        {
+            "s": _numbers("--s", s),
+            "augmentation": _words("--augmentation", augmentation, ("truncated", "nontruncated"), " (s = 0 is none)"),
+            "steps": _steps(steps),
+            "guidance": _numbers("--guidance", guidance),
+            "endpoints": _pairs("--endpoints", endpoints, "1e-4:0.02"),
+            "start": _numbers("--start", start),
+            "guide": _numbers("--guide", guide),
+            "guidance_interval": _pairs("--guidance-interval", guidance_interval, "0.3:5", none=True),
+            "grid": _words("--grid", grid, ("time", "edm", "log-snr")),
+        }
+    )
     check_precision(precision)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is a file; give a folder")
@@ -127,29 +168,24 @@ class _Asked:
     trackers: tuple[str, ...]
 
 
-def _sweep(
-    s: str | None, augmentation: str | None, steps: str | None, guidance: str | None, endpoints: str | None
-) -> Sweep:
+def _sweep(values: dict[str, Any]) -> Sweep:
     from pydantic import ValidationError
 
-    from cascaded_diffusion.cascade.search_points import MODES, Sweep
+    from cascaded_diffusion.cascade.search_sweep import Sweep
     from cascaded_diffusion.config import explain
 
-    modes = _listed("--augmentation", augmentation)
-    for mode in modes or ():
-        if mode not in MODES:
-            raise UserError(f"--augmentation: {mode!r} is not known; allowed: truncated, nontruncated (s = 0 is none)")
-    values: dict[str, Any] = {
-        "s": _numbers("--s", s),
-        "augmentation": modes,
-        "steps": _steps(steps),
-        "guidance": _numbers("--guidance", guidance),
-        "endpoints": None if endpoints is None else [_pair(word) for word in _listed("--endpoints", endpoints) or ()],
-    }
     try:
         return Sweep.model_validate(values)
     except ValidationError as error:
         raise UserError(explain(error)) from None
+
+
+def _words(option: str, text: str | None, allowed: Sequence[str], note: str = "") -> list[str] | None:
+    words = _listed(option, text)
+    for word in words or ():
+        if word not in allowed:
+            raise UserError(f"{option}: {word!r} is not known; allowed: {', '.join(allowed)}{note}")
+    return words
 
 
 def _listed(option: str, text: str | None) -> list[str] | None:
@@ -175,11 +211,22 @@ def _numbers(option: str, text: str | None) -> list[float] | None:
     return None if words is None else [to_number(option)(word) for word in words]
 
 
-def _pair(word: str) -> tuple[float, float]:
+def _pairs(
+    option: str, text: str | None, example: str, *, none: bool = False
+) -> list[tuple[float, float] | None] | None:
+    """``A:B,A:B`` as pairs; with ``none``, that word among them is ``None``."""
+    words = _listed(option, text)
+    if words is None:
+        return None
+    return [None if none and word == "none" else _pair(option, word, example, none=none) for word in words]
+
+
+def _pair(option: str, word: str, example: str, *, none: bool) -> tuple[float, float]:
     first, colon, last = word.partition(":")
     if not colon:
-        raise UserError(f"--endpoints: {word!r} is not a pair FIRST:LAST, such as 1e-4:0.02")
-    read = to_number("--endpoints")
+        kind = f"none or a pair LOW:HIGH, such as {example}" if none else f"a pair FIRST:LAST, such as {example}"
+        raise UserError(f"{option}: {word!r} is not {kind}")
+    read = to_number(option)
     return read(first), read(last)
 
 

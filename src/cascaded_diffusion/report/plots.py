@@ -34,7 +34,7 @@ def plot_search(folder: str | Path, setting: str | None = None) -> Plot:
 
     Args:
         folder: the search's folder.
-        setting: ``s``, ``steps``, ``guidance`` or ``endpoints``; default the first of these that was swept.
+        setting: a swept one, such as ``s`` or ``guidance_interval``; default the first of these that was swept.
 
     Raises:
         UserError: no search there, none of its stages is through, or the setting was not swept.

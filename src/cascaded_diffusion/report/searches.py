@@ -22,7 +22,13 @@ from cascaded_diffusion.report.stages import provenance_facts, settings
 __all__ = ["SearchSubject", "read_search", "search_part", "sweep_lines"]
 
 _MOST_LINES = 8
-_AXES = {"s": "s", "steps": "sampling steps", "guidance": "guidance"}
+_AXES = {
+    "s": "s",
+    "steps": "sampling steps",
+    "guidance": "guidance",
+    "start": "start time, 1 is noise",
+    "guide": "weight of the guide",
+}
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,8 @@ def sweep_lines(stage: StageResult, axis: str) -> list[Line]:
 
     Args:
         stage: the searched stage.
-        axis: ``s``, ``steps`` or ``guidance``. Over s there is a line for each mode, and s = 0 is on all of them.
+        axis: ``s``, ``steps``, ``guidance``, ``start`` or ``guide``. Over s there is a line for each mode, and s = 0 is
+            on all of them.
 
     Returns:
         At most eight lines of two points or more, each in rising order; none if the setting is not a number everywhere.
@@ -100,7 +107,7 @@ def sweep_lines(stage: StageResult, axis: str) -> list[Line]:
     for point in stage.points:
         own = point.settings[stage.stage]
         others = _others(own, stage.swept, axis)
-        x = getattr(own, axis)
+        x = 1.0 if axis == "start" and own.start is None else getattr(own, axis)
         if not isinstance(x, int | float):
             return []
         if axis == "s" and own.augmentation == "none":
@@ -135,6 +142,14 @@ def _others(own: SamplingConfig, swept: Sequence[str], axis: str) -> str:
         words.append(f"guidance {own.guidance:g}")
     if "endpoints" in swept and own.endpoints is not None:
         words.append("schedule {:g} to {:g}".format(*own.endpoints))
+    if "start" in swept and axis != "start":
+        words.append("from noise" if own.start is None else f"from time {own.start:g}")
+    if "guide" in swept and axis != "guide":
+        words.append(f"guide {own.guide:g}")
+    if "guidance_interval" in swept and own.guidance_interval is not None:
+        words.append("at sigma {:g} to {:g}".format(*own.guidance_interval))
+    if "grid" in swept:
+        words.append(f"{own.grid} grid")
     return ", ".join(words)
 
 

@@ -15,6 +15,7 @@ from cascaded_diffusion.ui.settings import Settings, choices, read_settings
 __all__ = ["Origin", "enlarge_command", "link_query", "read_link", "sample_command"]
 
 _LONGEST_LINK = 8000
+_EMPTY = "none"
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Origin:
 
 def sample_command(origin: Origin, limits: PageLimits, settings: Settings) -> str:
     """The ``cdm sample`` that makes the images of ``settings``, one option a line."""
-    asked = _options(limits, settings.stages, choices(settings))
+    asked = _options(limits, settings.stages, choices(limits, settings))
     return _command(
         origin, "samples.npz", [*_class_option(limits, settings.classes), ("--num", str(settings.num))], settings, asked
     )
@@ -39,7 +40,8 @@ def enlarge_command(
     """The ``cdm sample`` that enlarges ``file`` from the stage ``start`` on; ``settings`` hold the stages that run."""
     given = [("--from-images", f"./{file}" if file.startswith("-") else file), ("--start-stage", start)]
     given += _class_option(limits, () if label is None else (label,))
-    return _command(origin, "enlarged.npz", given, settings, _options(limits, settings.stages, choices(settings)))
+    asked = _options(limits, settings.stages, choices(limits, settings))
+    return _command(origin, "enlarged.npz", given, settings, asked)
 
 
 def _command(
@@ -67,18 +69,31 @@ def _class_word(limits: PageLimits, label: int) -> str:
 
 
 def _options(limits: PageLimits, running: Mapping[str, Any], asked: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """``--steps base16=12,sr32=6``, or one value where all stages have the same."""
+    """``--steps base16=12,sr32=6``, or one value where all stages have the same; ``--set`` for what has no option."""
     options = []
     for name, by_stage in asked.items():
+        if name == "more":
+            continue
         words = {stage: _text(value) for stage, value in by_stage.items()}
         able = [stage.name for stage in limits.stages if stage.name in running and name in stage.controls]
         same = len(set(words.values())) == 1 and list(words) == able and "=" not in next(iter(words.values()))
         text = next(iter(words.values())) if same else ",".join(f"{stage}={word}" for stage, word in words.items())
         options.append((f"--{name}", text))
-    return options
+    more = asked.get("more", {})
+    return options + [
+        ("--set", f"{stage}.{key}={_yaml(value)}") for stage, keys in more.items() for key, value in keys.items()
+    ]
+
+
+def _yaml(value: Any) -> str:
+    if value is None:
+        return "null"
+    return f"[{','.join(map(_text, value))}]" if isinstance(value, tuple) else _text(value)
 
 
 def _text(value: Any) -> str:
+    if value is None:
+        return _EMPTY
     return str(int(value)) if isinstance(value, float) and value == int(value) else str(value)
 
 
@@ -132,7 +147,9 @@ def _parsed(key: str, text: str) -> Any:
     """A word of a link as the page's control would send it; what cannot be read stays text and is refused later."""
     if key == "classes":
         return [_number(word) for word in text.split(",")]
-    return text if key.endswith((".sampler", ".augmentation")) else _number(text)
+    if key.endswith((".start", ".interval_low", ".interval_high")) and text == _EMPTY:
+        return None
+    return text if key.endswith((".sampler", ".augmentation", ".grid")) else _number(text)
 
 
 def _number(text: str) -> int | float | str:

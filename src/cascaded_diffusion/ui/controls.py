@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from cascaded_diffusion.ui.limits import LARGEST_SEED, SAMPLERS, PageLimits, StageLimits
+from cascaded_diffusion.ui.limits import LARGEST_SEED, LARGEST_SIGMA, SAMPLERS, PageLimits, StageLimits
 
 __all__ = ["QUIET", "S_INFO", "stage_controls", "what_controls"]
 
@@ -60,9 +60,6 @@ def stage_controls(stage: StageLimits) -> list[Any]:
             made["s"] = gr.Slider(
                 0, stage.s_max, stage.s, step=0.01, label="s", elem_id=f"{where}-s", info=S_INFO, buttons=["reset"]
             )
-            made["augmentation"].change(
-                _s_acts, made["augmentation"], made["s"], queue=False, show_progress="hidden", **QUIET
-            )
         if stage.guidance is not None:
             made["guidance"] = gr.Slider(
                 0,
@@ -74,8 +71,72 @@ def stage_controls(stage: StageLimits) -> list[Any]:
                 elem_id=f"{where}-guidance",
                 buttons=["reset"],
             )
+        if stage.guide is not None:
+            made["guide"] = gr.Slider(
+                0,
+                stage.most_guide,
+                stage.guide,
+                step=0.1,
+                label="Guide",
+                info="Away from a weaker copy of the stage; 1 is none",
+                elem_id=f"{where}-guide",
+                buttons=["reset"],
+            )
+        if {"start", "interval_low", "grid"} & set(stage.controls):
+            with gr.Accordion("More", open=False, elem_id=f"{where}-more"):
+                made |= _more_controls(stage, where)
+        if stage.s_max is not None:
+            made["augmentation"].change(
+                _what_acts,
+                made["augmentation"],
+                [made["s"], made["start"]],
+                queue=False,
+                show_progress="hidden",
+                **QUIET,
+            )
     return [made[name] for name in stage.controls]
 
 
-def _s_acts(mode: Any) -> Any:
-    return gr.update(interactive=mode != "none")
+def _more_controls(stage: StageLimits, where: str) -> dict[str, Any]:
+    """What few need: the fields that may be empty, which is off, and the grid."""
+    made: dict[str, Any] = {}
+    if "start" in stage.controls:
+        made["start"] = gr.Number(
+            stage.start,
+            label="Start time",
+            info="0 to 1: from the enlarged small image, noised; empty: from noise alone. Not if truncated",
+            minimum=stage.least_start,
+            maximum=1,
+            step=0.05,
+            interactive=stage.augmentation != "truncated",
+            elem_id=f"{where}-start",
+        )
+    if "interval_low" in stage.controls:
+        sides = {
+            "interval_low": (stage.interval_low, "Guidance above sigma", "Sigma: noise over image"),
+            "interval_high": (stage.interval_high, "Guidance up to sigma", "Both empty: everywhere"),
+        }
+        for name, (value, label, info) in sides.items():
+            made[name] = gr.Number(
+                value,
+                label=label,
+                info=info,
+                minimum=0,
+                maximum=LARGEST_SIGMA,
+                step=0.1,
+                elem_id=f"{where}-{name.replace('_', '-')}",
+            )
+    if "grid" in stage.controls:
+        made["grid"] = gr.Dropdown(
+            list(stage.grids),
+            value=stage.grid,
+            label="Noise levels",
+            info="What the steps are even in: time, EDM's power of sigma, or log SNR",
+            elem_id=f"{where}-grid",
+        )
+    return made
+
+
+def _what_acts(mode: Any) -> tuple[Any, Any]:
+    """Whether s and the start are in use."""
+    return gr.update(interactive=mode != "none"), gr.update(interactive=mode != "truncated")

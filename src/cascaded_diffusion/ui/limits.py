@@ -5,21 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from pydantic import ValidationError
+
 from cascaded_diffusion.cascade.chain import Cascade
-from cascaded_diffusion.cascade.sampling import SamplerName, SamplingConfig
+from cascaded_diffusion.cascade.sampling import GridName, SamplerName, SamplingConfig
 from cascaded_diffusion.cascade.stage import Stage
 from cascaded_diffusion.conditioning.augmentation import SAMPLING_MODES
 
-__all__ = ["LARGEST_SEED", "SAMPLERS", "Control", "PageLimits", "StageLimits", "page_limits"]
+__all__ = ["LARGEST_SEED", "LARGEST_SIGMA", "SAMPLERS", "Control", "PageLimits", "StageLimits", "page_limits"]
 
 SAMPLERS: tuple[str, ...] = get_args(SamplerName)
 LARGEST_SEED = 2**31 - 1
+LARGEST_SIGMA = 1e5
 
 _FEWEST_MOST_STEPS = 100
 _MOST_STEPS = 1000
 _STRONGEST_GUIDANCE = 10.0
+_LEAST_START = 0.01
 
-Control = Literal["steps", "sampler", "augmentation", "s", "guidance"]
+Control = Literal[
+    "steps", "sampler", "augmentation", "s", "guidance", "guide", "start", "interval_low", "interval_high", "grid"
+]
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,13 @@ class StageLimits:
         s_max: the largest strength; ``None`` for a stage without s.
         guidance: the default; ``None`` for a stage that was trained without class dropout.
         most_guidance: the largest.
+        guide: the default weight of its guide; ``None`` for a stage without one.
+        most_guide: the largest.
+        start: of an SR stage, the default time to start from the enlarged image; ``None`` is from noise.
+        least_start: the smallest time.
+        interval: the default sigmas between which guidance of either kind acts; ``None`` is everywhere.
+        grid: what the levels are even in by default.
+        grids: what they may be even in: several for a stage in continuous time whose other settings leave it open.
         knows_no_class: whether it can enlarge an image whose class nobody names.
     """
 
@@ -54,6 +67,13 @@ class StageLimits:
     s_max: float | None
     guidance: float | None
     most_guidance: float
+    guide: float | None
+    most_guide: float
+    start: float | None
+    least_start: float
+    interval: tuple[float, float] | None
+    grid: str
+    grids: tuple[str, ...]
     knows_no_class: bool
 
     @property
@@ -64,12 +84,29 @@ class StageLimits:
             names += ["augmentation", "s"]
         if self.guidance is not None:
             names.append("guidance")
+        if self.guide is not None:
+            names.append("guide")
+        if self.low_resolution is not None:
+            names.append("start")
+        if self.guidance is not None or self.guide is not None:
+            names += ["interval_low", "interval_high"]
+        if len(self.grids) > 1:
+            names.append("grid")
         return tuple(names)
 
-    def default(self, control: Control) -> int | float | str:
-        """What a control shows at first."""
+    @property
+    def interval_low(self) -> float | None:
+        """The default sigma above which guidance acts."""
+        return None if self.interval is None else self.interval[0]
+
+    @property
+    def interval_high(self) -> float | None:
+        """The default sigma up to which guidance acts."""
+        return None if self.interval is None else self.interval[1]
+
+    def default(self, control: Control) -> int | float | str | None:
+        """What a control shows at first; ``None`` is an empty field."""
         value: int | float | str | None = getattr(self, control)
-        assert value is not None  # only of a control that the stage has
         return value
 
 
@@ -146,8 +183,24 @@ def _stage_limits(stage: Stage, default: SamplingConfig, *, truncated: bool) -> 
         s_max=conditioning.s_max if gaussian and conditioning is not None else None,
         guidance=default.guidance if guided else None,
         most_guidance=max(_STRONGEST_GUIDANCE, default.guidance),
+        guide=None if stage.guide is None else default.guide,
+        most_guide=max(_STRONGEST_GUIDANCE, default.guide),
+        start=default.start,
+        least_start=min(_LEAST_START, default.start or 1),
+        interval=default.guidance_interval,
+        grid=default.grid,
+        grids=tuple(name for name in get_args(GridName) if _goes_with(stage, default, name)),
         knows_no_class=stage.config.classes is None or guided,
     )
+
+
+def _goes_with(stage: Stage, default: SamplingConfig, grid: str) -> bool:
+    """Whether a stage can have a grid beside its other settings, such as end points of a sampling schedule."""
+    try:
+        stage.config.check_sampling(SamplingConfig.model_validate(default.model_dump() | {"grid": grid}))
+    except (ValidationError, ValueError):
+        return False
+    return True
 
 
 def _most_steps(stage: Stage, default: SamplingConfig) -> int:

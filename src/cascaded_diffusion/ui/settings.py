@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.ui.limits import LARGEST_SEED, SAMPLERS, Control, PageLimits, StageLimits
+from cascaded_diffusion.ui.limits import LARGEST_SEED, LARGEST_SIGMA, SAMPLERS, Control, PageLimits, StageLimits
 
 __all__ = ["Settings", "StageSettings", "choices", "read_class", "read_s", "read_settings", "with_s"]
 
@@ -17,13 +17,25 @@ _LONGEST_WORD = 60
 
 @dataclass(frozen=True)
 class StageSettings:
-    """What was chosen for one stage; ``None`` for a control that it does not have."""
+    """What was chosen for one stage; ``None`` for a control that it does not have, or a field that is empty."""
 
     steps: int | str
     sampler: str
     augmentation: str | None = None
     s: float | None = None
     guidance: float | None = None
+    guide: float | None = None
+    start: float | None = None
+    interval_low: float | None = None
+    interval_high: float | None = None
+    grid: str | None = None
+
+    @property
+    def guidance_interval(self) -> tuple[float, float] | None:
+        """The sigmas between which guidance acts; ``None`` is everywhere."""
+        if self.interval_low is None or self.interval_high is None:
+            return None
+        return self.interval_low, self.interval_high
 
 
 @dataclass(frozen=True)
@@ -52,8 +64,19 @@ def read_settings(limits: PageLimits, values: Sequence[Any]) -> Settings:
     stages = {}
     for stage in limits.stages:
         given = {control: rest.pop(0) for control in stage.controls}
-        stages[stage.name] = StageSettings(**{name: _control(stage, name, value) for name, value in given.items()})
+        stages[stage.name] = _stage_settings(stage, given)
     return Settings(classes, num, seed, stages)
+
+
+def _stage_settings(stage: StageLimits, given: Mapping[Control, Any]) -> StageSettings:
+    chosen = StageSettings(**{name: _control(stage, name, value) for name, value in given.items()})
+    low, high = chosen.interval_low, chosen.interval_high
+    if (low is None) != (high is None):
+        raise UserError(f"guidance of {stage.name}: one sigma alone is no interval; give both or neither")
+    if low is not None and high is not None and low >= high:
+        raise UserError(f"guidance of {stage.name}: {low:g} to {high:g} is not an interval; give the smaller first")
+    # The page shows the start as out of use then, as it does s without augmentation.
+    return replace(chosen, start=None) if chosen.augmentation == "truncated" else chosen
 
 
 def read_class(limits: PageLimits, value: Any, start: str) -> int | None:
@@ -81,8 +104,11 @@ def with_s(settings: Settings, stage: str, s: float) -> Settings:
     return replace(settings, stages={**settings.stages, stage: replace(old, augmentation=mode, s=s)})
 
 
-def choices(settings: Settings) -> dict[str, dict[str, Any]]:
-    """The settings in the form that :meth:`Cascade.sample` takes: setting -> stage name -> value."""
+def choices(limits: PageLimits, settings: Settings) -> dict[str, dict[str, Any]]:
+    """The settings in the form that :meth:`Cascade.sample` takes: setting -> stage name -> value.
+
+    Guide, start, interval and grid are under ``more``, of the stages where they are in use, or would be by default.
+    """
     names: tuple[Control, ...] = ("steps", "sampler", "augmentation", "s", "guidance")
     asked: dict[str, dict[str, Any]] = {name: {} for name in names}
     for stage, chosen in settings.stages.items():
@@ -90,11 +116,33 @@ def choices(settings: Settings) -> dict[str, dict[str, Any]]:
             value = getattr(chosen, name)
             if value is not None and not (name == "s" and chosen.augmentation == "none"):
                 asked[name][stage] = value
+    asked["more"] = {
+        stage: more for stage, chosen in settings.stages.items() if (more := _more(limits.stage(stage), chosen))
+    }
     return {name: values for name, values in asked.items() if values}
 
 
+def _more(stage: StageLimits, chosen: StageSettings) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if chosen.guide is not None and (chosen.guide, stage.guide) != (1, 1):
+        found["guide"] = chosen.guide
+    if (chosen.start, stage.start) != (None, None):
+        found["start"] = chosen.start
+    if (chosen.guidance_interval, stage.interval) != (None, None):
+        found["guidance_interval"] = chosen.guidance_interval
+    if chosen.grid is not None and (chosen.grid, stage.grid) != ("time", "time"):
+        found["grid"] = chosen.grid
+    return found
+
+
+_WORDS: dict[Control, str] = {"interval_low": "guidance above sigma", "interval_high": "guidance up to sigma"}
+
+
 def _control(stage: StageLimits, control: Control, value: Any) -> Any:
-    what = f"{control} of {stage.name}"
+    what = f"{_WORDS.get(control, control)} of {stage.name}"
+    if control in ("start", "interval_low", "interval_high"):
+        low, high = (stage.least_start, 1) if control == "start" else (0, LARGEST_SIGMA)
+        return None if value is None or value == "" else _number(what, value, low, high)
     if control == "steps":
         if isinstance(stage.steps, str):
             return _word(what, value)  # the cascade says which words mean something
@@ -103,9 +151,11 @@ def _control(stage: StageLimits, control: Control, value: Any) -> Any:
         return _one_of(what, value, SAMPLERS)
     if control == "augmentation":
         return _one_of(what, value, stage.augmentations)
+    if control == "grid":
+        return _one_of(what, value, stage.grids)
     if control == "s":
         return read_s(stage, value)
-    return _number(what, value, 0, stage.most_guidance)
+    return _number(what, value, 0, stage.most_guide if control == "guide" else stage.most_guidance)
 
 
 def _classes(limits: PageLimits, value: Any) -> tuple[int, ...]:

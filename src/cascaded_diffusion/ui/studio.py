@@ -213,7 +213,7 @@ class Studio:
 
     def _pass(self, settings: Settings, what: str = "") -> _Pass:
         cascade = self.engine.cascade
-        asked: dict[str, Any] = choices(settings)
+        asked: dict[str, Any] = choices(self.limits, settings)
         plan = cascade.plan(**asked)
         self._check_steps(plan.steps())
         classes = list(settings.classes) or None
@@ -223,7 +223,7 @@ class Studio:
 
     def _enlarging(self, settings: Settings, first: StageLimits, label: int | None, image: np.ndarray) -> _Pass:
         cascade = self.engine.cascade
-        asked: dict[str, Any] = choices(settings)
+        asked: dict[str, Any] = choices(self.limits, settings)
         plan = cascade.plan(**asked, start_stage=first.name)
         self._check_steps(plan.steps())
         classes = None if label is None else [label]

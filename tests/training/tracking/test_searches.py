@@ -55,6 +55,14 @@ def test_curves_points_and_what_was_asked(record: SearchRecord, tmp_path: Path, 
     assert rows[3] == ["d", "truncated", 0.2, 10, 5.0, 0.5, 100, "best"]
 
 
+def test_a_column_holds_numbers_or_words(record: SearchRecord, tmp_path: Path, recorder: Any) -> None:
+    points = (_point("a", 9.0, 5), _point("b", 6.0, 5, start=0.6))
+    found = StageResult(stage="sr16", swept=("steps", "start"), passes={}, points=points, best="b")
+    track_search(record.model_copy(update={"searched": (found,)}), tmp_path, ["wandb"])
+    _, rows = recorder.told[1][3]
+    assert [row[1:3] for row in rows] == [[5, "None"], [5, "0.6"]]
+
+
 def test_in_tensorboard(record: SearchRecord, tmp_path: Path, shown: Callable[[Path], Any]) -> None:
     for _ in range(2):
         track_search(record, tmp_path, ["tensorboard"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cascaded_diffusion.cascade.search_plot import curves
 from cascaded_diffusion.cascade.search_store import SearchRecord, StageResult
@@ -38,11 +39,15 @@ def track_search(record: SearchRecord, folder: Path, trackers: Sequence[str], *,
 
 
 def _points(found: StageResult, score: str) -> Table:
+    columns = [_column([getattr(point.settings[found.stage], name) for point in found.points]) for name in found.swept]
     rows = []
-    for point in found.points:
-        own = point.settings[found.stage]
-        settings = [getattr(own, name) for name in found.swept]
-        words = [value if isinstance(value, int | float) else str(value) for value in settings]
+    for number, point in enumerate(found.points):
         best = "best" if point.key == found.best else ""
-        rows.append([point.label, *words, point.value, point.standard_error, point.n, best])
+        settings = [column[number] for column in columns]
+        rows.append([point.label, *settings, point.value, point.standard_error, point.n, best])
     return Table(["point", *found.swept, score, "standard error", "samples", "best"], rows)
+
+
+def _column(values: Sequence[Any]) -> list[Any]:
+    """Numbers, or all of them as words: a table of W&B takes no column of both."""
+    return list(values) if all(isinstance(value, int | float) for value in values) else list(map(str, values))
