@@ -122,6 +122,14 @@ def test_a_sigma_grid_that_the_schedule_lacks_is_refused() -> None:
         sampling_grid(_schedule(timesteps=10), 5, sigmas=SigmaGrid(0.002, 80.0, 7.0))
 
 
+def test_a_sigma_grid_may_begin_where_the_schedule_ends() -> None:
+    schedule = _schedule(kind="linear")
+    noisiest = sigma_of(schedule.level(1.0).alpha_bar)
+    for high in (noisiest, noisiest * (1 + 1e-9)):  # rounding is no reason to refuse
+        levels = sampling_grid(schedule, 3, sigmas=SigmaGrid(0.01, high, 7.0))
+        assert sigma_of(levels[0].alpha_bar) == pytest.approx(noisiest)
+
+
 @pytest.mark.parametrize("timesteps", [None, 20])
 def test_a_grid_that_starts_late_keeps_the_levels_below(timesteps: int | None) -> None:
     schedule = _schedule(timesteps=timesteps)
