@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import cascaded_diffusion.cascade.walk as walk
-from cascaded_diffusion.cascade.chain import Cascade, CascadeStep, packaged_cascades
+from cascaded_diffusion.cascade.chain import Cascade, CascadeStep
 from cascaded_diffusion.cascade.stage import Stage, StageConfig
 from cascaded_diffusion.errors import UserError
 
@@ -465,25 +465,6 @@ def test_names_that_are_no_cascade(tmp_path: Path) -> None:
         Cascade.from_pretrained("nowhere")
     with pytest.raises(UserError, match=r"not a cascade \(no cascade\.json\)"):
         Cascade.from_pretrained(tmp_path)
-
-
-def test_packaged_names_win_over_folders(
-    tiny_cascade_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import cascaded_diffusion.cascade.chain as chain
-
-    monkeypatch.setattr(chain, "packaged_cascades", lambda: {"shipped": tiny_cascade_folder})
-    (tmp_path / "shipped").mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert list(Cascade.from_pretrained("shipped").stages) == ["base8", "sr16"]
-    with pytest.raises(UserError, match=r"packaged \(shipped\); did you mean shipped\?"):
-        Cascade.from_pretrained("shiped")
-
-
-@pytest.mark.parametrize("name", sorted(packaged_cascades()))
-def test_every_packaged_cascade_opens_and_samples(name: str) -> None:
-    cascade = Cascade.from_pretrained(name)
-    assert len(cascade.sample(1, steps=1)) == 1
 
 
 def test_it_moves(pair: Cascade) -> None:

@@ -316,7 +316,7 @@ def test_killed_between_its_results_and_started_again(
 def test_a_packaged_name_wins_and_says_so(
     done: Done, refused: Callable[..., str], here: Path, cascade: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cascaded_diffusion.cascade.chain.packaged_cascades", lambda: {"demo": cascade})
+    monkeypatch.setattr("cascaded_diffusion.cascade.find.packaged_cascades", lambda: {"demo": cascade})
     assert "packaged" not in done("sample", "demo", "--out", "a.npz").err
     (here / "demo").mkdir()
     result = done("sample", "demo", "--out", "a.npz")

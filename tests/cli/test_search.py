@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from cascaded_diffusion.cascade import chain, search, search_passes
+from cascaded_diffusion.cascade import find, search, search_passes
 from cascaded_diffusion.cascade.chain import Cascade
 from cascaded_diffusion.evaluation.classifier import Classifier, ClassifierConfig, save_classifier
 
@@ -159,7 +159,7 @@ def test_a_dry_run_writes_nothing(
 def test_a_packaged_cascade_is_not_changed(
     done: Cdm, own: Path, common: list[object], here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (chain, search):
+    for module in (find, search):
         monkeypatch.setattr(module, "packaged_cascades", lambda: {"shipped": own})
     before = contents(own)
     for name in ("shipped", own, "shipped"):
@@ -202,6 +202,7 @@ def test_a_packaged_cascade_is_not_changed(
         ("--stage sr16 --split test", "no split 'test'"),
         ("--stage sr16 --num 1", "'1'; allowed: whole numbers from 2"),
         ("--stage sr16 --precision fp8", "--precision: 'fp8' is not known"),
+        ("--stage sr16 --compile yes", "--compile: 'yes' is not known; allowed: off, auto, on"),
         ("--stage sr16 --batch-size 0", "--batch-size: '0' is not allowed"),
         ("--stage sr16 --features nonsense", "features: 'nonsense' is not an extractor"),
     ],

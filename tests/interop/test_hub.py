@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cascaded_diffusion.cascade.chain import Cascade, find_cascade
+from cascaded_diffusion.cascade.chain import Cascade
+from cascaded_diffusion.cascade.find import find_cascade
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.interop.hub import check_repository, is_repository, pull, push
 

@@ -24,7 +24,8 @@ from typing import Any, Literal
 
 import torch
 
-from cascaded_diffusion.cascade.chain import Cascade, find_cascade, packaged_cascades
+from cascaded_diffusion.cascade.chain import Cascade
+from cascaded_diffusion.cascade.find import find_cascade, packaged_cascades
 from cascaded_diffusion.cascade.generate import stage_evaluations
 from cascaded_diffusion.cascade.manifest import CascadeManifest
 from cascaded_diffusion.cascade.sampling import SamplingConfig
@@ -41,6 +42,7 @@ from cascaded_diffusion.evaluation.frechet import frechet_distance, frechet_repl
 from cascaded_diffusion.evaluation.reference import Reference, reference, reference_hash
 from cascaded_diffusion.evaluation.statistics import FeatureStatistics
 from cascaded_diffusion.files import atomic_write
+from cascaded_diffusion.networks.compiling import CompileChoice
 from cascaded_diffusion.ranks import current_ranks, gather_rows, on_main
 from cascaded_diffusion.version import VERSION
 
@@ -87,6 +89,7 @@ def prepare_search(
     seed: int = 0,
     batch_size: int | Literal["auto"] = "auto",
     precision: Precision = "fp32",
+    compile: CompileChoice = "off",
 ) -> Search:
     """Settle all that a search will look at, before any work.
 
@@ -102,6 +105,7 @@ def prepare_search(
         seed: of the samples.
         batch_size: samples at once; ``auto`` halves it when memory runs out.
         precision: of the networks.
+        compile: whether sampling goes through ``torch.compile``, as in :meth:`Cascade.accelerate`.
 
     Raises:
         UserError: a stage, setting or value that the cascade does not have, or data that does not fit it.
@@ -124,7 +128,10 @@ def prepare_search(
         features=extractor.name,
         features_hash=extractor.content_hash,
         precision=precision,
+        compile=compile,
     )
+    if compile != "off":
+        cascade.accelerate(compile=compile)
     return Search(cascade, data, extractor, choices, request, batch_size)
 
 

@@ -196,7 +196,7 @@ class _Asked:
 
 def _kind(subject: str) -> str:
     """What is to be scored: a packaged name wins over a file or folder of that name."""
-    from cascaded_diffusion.cascade.chain import packaged_cascades
+    from cascaded_diffusion.cascade.find import packaged_cascades
     from cascaded_diffusion.cascade.manifest import MANIFEST_FILE
     from cascaded_diffusion.cascade.stage import CONFIG_FILE, WEIGHTS_FILE
     from cascaded_diffusion.interop.hub import is_repository
@@ -283,7 +283,8 @@ def _request(
 def _judge(asked: _Asked, request: Request) -> tuple[dict[str, Score], dict[str, Any]]:
     """The scores, and what else goes into the JSON file."""
     from cascaded_diffusion.cascade import judge
-    from cascaded_diffusion.cascade.chain import Cascade, find_cascade, packaged_cascades
+    from cascaded_diffusion.cascade.chain import Cascade
+    from cascaded_diffusion.cascade.find import find_cascade, packaged_cascades
     from cascaded_diffusion.training.export import load_part
 
     path = Path(asked.subject)

@@ -26,7 +26,8 @@ def export_command(
 
     What diffusers cannot express is refused by name before anything is written.
     """
-    from cascaded_diffusion.cascade.chain import Cascade, packaged_cascades
+    from cascaded_diffusion.cascade.chain import Cascade
+    from cascaded_diffusion.cascade.find import packaged_cascades
     from cascaded_diffusion.files import refuse_filled
     from cascaded_diffusion.interop.diffusers_folder import export_diffusers
 

@@ -40,7 +40,8 @@ def push_command(
 
     Log in first with hf auth login, or set HF_TOKEN. Needs pip install 'cascaded-diffusion[hub]'.
     """
-    from cascaded_diffusion.cascade.chain import Cascade, find_cascade, packaged_cascades
+    from cascaded_diffusion.cascade.chain import Cascade
+    from cascaded_diffusion.cascade.find import find_cascade, packaged_cascades
     from cascaded_diffusion.interop.hub import check_repository
     from cascaded_diffusion.interop.publish import Publication, publish
     from cascaded_diffusion.precision import pick_device

@@ -64,7 +64,7 @@ def report_command(
         raise UserError(f"--out: {out} is not the name of an .html file")
     check_place("--out", out)
 
-    from cascaded_diffusion.cascade.chain import packaged_cascades
+    from cascaded_diffusion.cascade.find import packaged_cascades
     from cascaded_diffusion.cli.progress import ProgressDisplay
     from cascaded_diffusion.precision import pick_device
     from cascaded_diffusion.report.write import ReportRequest, write_report

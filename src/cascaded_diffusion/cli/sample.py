@@ -197,7 +197,8 @@ def _is_begun(out: Path) -> bool:
 
 
 def _open(name: str, device: torch.device, *, offload: bool) -> Cascade:
-    from cascaded_diffusion.cascade.chain import Cascade, packaged_cascades
+    from cascaded_diffusion.cascade.chain import Cascade
+    from cascaded_diffusion.cascade.find import packaged_cascades
 
     tell_which("cascade", name, packaged_cascades())
     return Cascade.from_pretrained(name).to(device, offload=offload)

@@ -12,7 +12,7 @@ import typer
 
 from cascaded_diffusion.cli.places import check_place, tell_which
 from cascaded_diffusion.cli.values import batch_size as to_batch_size
-from cascaded_diffusion.cli.values import check_precision, split_trackers, to_number, whole_from
+from cascaded_diffusion.cli.values import check_compile, check_precision, split_trackers, to_number, whole_from
 from cascaded_diffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -114,6 +114,10 @@ def search_command(
         str,
         typer.Option("--precision", metavar="P", help="fp32, bf16, or auto: bf16 where the hardware computes in it."),
     ] = "fp32",
+    compiling: Annotated[
+        str,
+        typer.Option("--compile", metavar="C", help="torch.compile and CUDA graphs: off, auto (on CUDA), on."),
+    ] = "off",
     track: Annotated[
         str | None,
         typer.Option("--track", metavar="NAME,NAME", help="Show the curves in tensorboard, wandb or trackio too."),
@@ -150,6 +154,7 @@ def search_command(
         "seed": seed,
         "batch_size": to_batch_size(batch_size),
         "precision": precision,
+        "compile": check_compile(compiling),
     }
     trackers = split_trackers(track)
     _run(_Asked(cascade, data, features, out, cache, device, dry_run, no_write, trackers), settings)
@@ -260,7 +265,8 @@ def _run(asked: _Asked, settings: dict[str, Any]) -> None:
 
 
 def _prepare(asked: _Asked, settings: dict[str, Any], folder: Path, device: torch.device) -> Search:
-    from cascaded_diffusion.cascade.chain import Cascade, packaged_cascades
+    from cascaded_diffusion.cascade.chain import Cascade
+    from cascaded_diffusion.cascade.find import packaged_cascades
     from cascaded_diffusion.cascade.manifest import CascadeManifest
     from cascaded_diffusion.cascade.search import prepare_search
     from cascaded_diffusion.data.prepared import PreparedData

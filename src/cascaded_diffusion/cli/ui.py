@@ -61,7 +61,8 @@ def ui_command(
 
 
 def _serve(listening: socket.socket, name: str, port: int | None, device: str | None, max_num: int) -> None:
-    from cascaded_diffusion.cascade.chain import Cascade, packaged_cascades
+    from cascaded_diffusion.cascade.chain import Cascade
+    from cascaded_diffusion.cascade.find import packaged_cascades
     from cascaded_diffusion.precision import pick_device
     from cascaded_diffusion.ui.server import DEFAULT_PORT, address, is_loopback, own_folder, page_server
 

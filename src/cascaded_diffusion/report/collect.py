@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cascaded_diffusion.cascade.chain import find_cascade, packaged_cascades
+from cascaded_diffusion.cascade.find import find_cascade, packaged_cascades
 from cascaded_diffusion.cascade.manifest import MANIFEST_FILE
 from cascaded_diffusion.cascade.stage import CONFIG_FILE, WEIGHTS_FILE
 from cascaded_diffusion.errors import UserError
