@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 from cascaded_diffusion.diffusion.denoiser import Diffusion, DiffusionConfig
 from cascaded_diffusion.diffusion.grid import sampling_grid
 from cascaded_diffusion.diffusion.levels import sigma_of
-from cascaded_diffusion.diffusion.losses import min_snr_weight
+from cascaded_diffusion.diffusion.losses import min_snr_weight, sigmoid_weight
 from cascaded_diffusion.diffusion.preconditioning import edm_image, edm_input, edm_target
 from cascaded_diffusion.diffusion.process import from_prediction, per_image, prediction_target, q_sample
 from cascaded_diffusion.diffusion.samplers import ddim, heun
@@ -149,3 +150,9 @@ def test_a_discrete_schedule_can_be_preconditioned_too() -> None:
     x0, _ = diffusion.predict(lambda x, _: torch.ones_like(x), x, diffusion.schedule.level(0.5))
     ab = diffusion.schedule.level(0.5).alpha_bar
     assert x0[0, 0, 0, 0].item() == pytest.approx(0.5 * (1 - ab) ** 0.5 / (1 - ab + 0.25 * ab) ** 0.5)
+
+
+@pytest.mark.parametrize("weight", [min_snr_weight, sigmoid_weight])
+def test_the_weights_sigma_data_is_edms(weight: Callable[..., Tensor]) -> None:
+    torch.testing.assert_close(weight("edm", ALPHA_BARS, 1.0), weight("edm", ALPHA_BARS, 1.0, sigma_data=0.5))
+    assert (weight("edm", ALPHA_BARS, 1.0) < weight("edm", ALPHA_BARS, 1.0, sigma_data=0.6)).all()
