@@ -109,9 +109,6 @@ def _child(name: str, count: int, number: int, limits: tuple[int, float], folder
             outcome = try_once(target, content, 60)
             if outcome != "taken":
                 tell("wrong", f"a valid input: {outcome}", content.hex())
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        most = used + max(memory, target.memory)
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
         rest = count
 
         def use(content: bytes) -> None:
@@ -119,7 +116,8 @@ def _child(name: str, count: int, number: int, limits: tuple[int, float], folder
             rest -= 1
             (folder / LAST).write_bytes(content)
             tell("at")
-            outcome = try_once(target, content, max(seconds, target.seconds))
+            with _frugal(max(memory, target.memory)):
+                outcome = try_once(target, content, max(seconds, target.seconds))
             kind = outcome if outcome in ("taken", "refused") else "wrong"
             tell(kind, str(outcome), content.hex() if kind == "wrong" else "")
 
@@ -128,6 +126,18 @@ def _child(name: str, count: int, number: int, limits: tuple[int, float], folder
             _draw(target, min(rest, _ROUND), number * 1000 + round_, use)
             round_ += 1
         tell("end")
+
+
+@contextlib.contextmanager
+def _frugal(memory: int) -> Iterator[None]:
+    """No more than so many bytes beyond what the process has now; what draws inputs is not meant."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + memory, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 @contextlib.contextmanager
