@@ -63,8 +63,16 @@ class Torturer:
         if not running.wait(20 * max(self.duration.values(), default=0) + 2 * _SLACK_S):
             running.kill()
             self.fault("hangs")
-        elif running.status != 0:
+        elif not self._is_through(running):
             self.fault(f"exit status {running.status}: {self._last_words()}")
+
+    def _is_through(self, running: Running) -> bool:
+        """Whether the command got to its end, now or right before it was killed.
+
+        One whose last file was in its place when it was killed says the next time that there is nothing to do over.
+        """
+        at_place = running.status == 2 and "already there" in self._last_words()
+        return running.status == 0 or (at_place and not differences(self.life, self.reference))
 
     def fault(self, what: str) -> None:
         """Note that something went wrong."""
@@ -139,7 +147,7 @@ class Torturer:
             one = self.case.ranks > 1 and kind == "moment" and self.random.random() < 0.5
             running.kill(self.random.randrange(self.case.ranks) if one else None)
         status = running.status
-        if status == 0:
+        if self._is_through(running):
             return False
         if signal.SIGKILL not in [-each for each in running.statuses.values()] and kind != "anew":
             self.fault(f"exit status {status} before the kill: {self._last_words()}")
