@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cascaded_diffusion.networks import norm_kernels
+from cascaded_diffusion.networks import norm_kernels, normalisation
 from cascaded_diffusion.networks.norm_kernels import has_kernels, norm_silu
 from cascaded_diffusion.networks.normalisation import group_norm
 
@@ -62,6 +62,35 @@ def test_all_in_one_go_is_the_plain_path(
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("shape", [(3, 64, 32, 32), (40, 96, 16, 16), (2, 7, 3, 5)], ids=str)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_bf16_in_one_go_is_nearer_to_the_exact_answer(shape: tuple[int, ...], threads: int) -> None:
+    x, scale, shift, grad = problem(*shape)
+    x, scale, shift, grad = (value.bfloat16() for value in (x, scale, shift, grad))
+    norm = group_norm(shape[1])
+    given = [value.requires_grad_() for value in (x, scale, shift)]
+    gain = 1 + scale.detach().double()
+    wanted = exact(x.detach(), norm.num_groups, gain, shift.detach(), grad)
+
+    def errors(fast: bool) -> list[float]:
+        norm.fast = fast
+        out = norm.activated(*given)
+        assert ("NormSilu" in type(out.grad_fn).__name__) == fast
+        assert out.dtype == torch.bfloat16
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        found = [out.detach(), *torch.autograd.grad(out, given, grad)]
+        return [relative(mine, exactly) for mine, exactly in zip(found, wanted, strict=True)]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        fast, plain = errors(True), errors(False)
+    finally:
+        torch.set_num_threads(before)
+    assert max(fast) < 4e-3  # one rounding to 8 bits
+    assert all(mine < 1.1 * theirs for mine, theirs in zip(fast, plain, strict=True))
+
+
 def test_double_precision_autocast_and_no_gradient_take_the_plain_path() -> None:
     norm, x = group_norm(8), problem(1, 8, 32, 32)[0]
 
@@ -73,9 +102,25 @@ def test_double_precision_autocast_and_no_gradient_take_the_plain_path() -> None
     assert not took(x[:, :, :16])
     with torch.autocast("cpu", torch.bfloat16):
         assert not took(x)
+        assert took(x.bfloat16())
+        assert took(x.bfloat16()[:, :, ::4, ::4].contiguous(memory_format=torch.channels_last))
     with torch.no_grad():
         assert norm.activated(x).grad_fn is None
     assert "NormSilu" not in type(norm.double().activated(x.double()).grad_fn).__name__
+
+
+@pytest.mark.parametrize(
+    ("side", "dtype", "fast"), [(32, torch.bfloat16, False), (31, torch.bfloat16, True), (31, torch.float32, False)]
+)
+def test_without_a_gradient_small_images_in_bf16_go_in_one(
+    side: int, dtype: torch.dtype, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    whole = normalisation._forward
+    monkeypatch.setattr(normalisation, "_forward", lambda *args: (seen.append(1), whole(*args)))
+    with torch.no_grad():
+        group_norm(8).activated(problem(1, 8, side, side)[0].to(dtype))
+    assert bool(seen) == fast
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -28,7 +28,10 @@ _STRIP = 2**17
 """Numbers that it works on at once; they stay in the processor's cache."""
 
 _SLOW = 32 * 32
-"""Pixels from which torch's own backward pass is the slower one on a CPU. Its forward pass is not."""
+"""Pixels from which torch's own backward pass is the slower one on a CPU in float32. Its forward pass is not.
+
+In bf16 its backward pass is slower at any size, by two to three times, and its forward pass below these many pixels.
+"""
 
 
 class GroupNorm(nn.GroupNorm):
@@ -83,13 +86,12 @@ class GroupNorm(nn.GroupNorm):
             from cascaded_diffusion.networks.norm_kernels import has_kernels
 
             return has_kernels() and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
-        return (
-            x.device.type == "cpu"
-            and x.dtype == torch.float32
-            and not torch.is_autocast_enabled("cpu")
-            and torch.is_grad_enabled()
-            and x.shape[2] * x.shape[3] >= _SLOW
-        )
+        if x.device.type != "cpu":
+            return False
+        learns, large = torch.is_grad_enabled(), x.shape[2] * x.shape[3] >= _SLOW
+        if x.dtype == torch.bfloat16:
+            return learns or not large
+        return x.dtype == torch.float32 and learns and large and not torch.is_autocast_enabled("cpu")
 
 
 def of_groups(values: Tensor, groups: int) -> Tensor:
@@ -105,7 +107,7 @@ def group_norm(width: int) -> GroupNorm:
 
 
 class _NormSilu(torch.autograd.Function):
-    """SiLU((x - mean) / std * gain + offset) in float32 on a CPU, for images in channels_last.
+    """SiLU((x - mean) / std * gain + offset) on a CPU, for images in channels_last; bf16 ones in float32 inside.
 
     The gradient of the variance is that of the group's mean of (x - mean) times what comes back.
     """
@@ -168,15 +170,17 @@ def _forward(
 ) -> None:
     """Fill ``mean`` and ``rstd`` (N, C), every channel with its group's, and ``out``, for the images of one share."""
     for part in _parts(own, pixels):
-        x = pixels[part]
+        x = pixels[part].float()
         centre = of_groups(x.mean(1), groups)
         mean[part] = centre
-        work = torch.sub(x, centre[:, None], out=out[part])
+        work = torch.sub(x, centre[:, None], out=_room(out[part]))
         variance = of_groups(work.square_().mean(1), groups)
         rstd[part] = (variance + eps).rsqrt_()
         slope = rstd[part] * gain[part]
-        torch.addcmul((offset[part] - centre * slope)[:, None], x, slope[:, None], out=out[part])
-        F.silu(out[part], inplace=True)
+        torch.addcmul((offset[part] - centre * slope)[:, None], x, slope[:, None], out=work)
+        F.silu(work, inplace=True)
+        if out.dtype != torch.float32:
+            out[part] = work
 
 
 def _backward(
@@ -191,15 +195,23 @@ def _backward(
     out: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Fill ``out`` with the gradient of ``x`` (n, P, C); returns those of gain and offset, (n, C)."""
+    x, work = x.float(), _room(out)
     slope = rstd * gain
     before = torch.addcmul((offset - mean * slope)[:, None], x, slope[:, None])
-    torch.ops.aten.silu_backward.grad_input(grad, before, grad_input=out)
+    torch.ops.aten.silu_backward.grad_input(grad.float(), before, grad_input=work)
     torch.sub(x, mean[:, None], out=before)
     pixels = x.shape[1]
-    grad_offset = out.sum(1)
-    grad_gain = before.mul_(out).sum(1).mul_(rstd)
+    grad_offset = work.sum(1)
+    grad_gain = before.mul_(work).sum(1).mul_(rstd)
     # dx = rstd (g gain - <g gain> - xhat <g gain xhat>), the means taken over the group's channels and pixels.
     level = of_groups(grad_offset * gain, groups) / pixels
     tilt = of_groups(grad_gain * gain, groups) / pixels * rstd * rstd
-    out.mul_(slope[:, None]).addcmul_(x, -tilt[:, None]).add_((mean * tilt - rstd * level)[:, None])
+    work.mul_(slope[:, None]).addcmul_(x, -tilt[:, None]).add_((mean * tilt - rstd * level)[:, None])
+    if out.dtype != torch.float32:
+        out.copy_(work)
     return grad_gain, grad_offset
+
+
+def _room(out: Tensor) -> Tensor:
+    """Where to compute what goes to ``out``: there, or in float32 beside it."""
+    return out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
