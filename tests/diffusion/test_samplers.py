@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
@@ -240,6 +241,25 @@ def test_the_steps_of_dpmpp_by_hand() -> None:
     extrapolated = -0.2 + math.log(4 / 3) / (2 * math.log(2)) * (-0.2 - 0.3)
     second = math.sqrt(0.36 / 0.5) * first - 0.8 * (3 / 4 - 1) * extrapolated
     assert float(end) == pytest.approx(second, rel=1e-12)
+
+
+def test_eta_scales_the_deviation_of_ddims_noise() -> None:
+    """DDIM (2010.02502), eq. 16: sigma is eta times that of the posterior."""
+    levels, x = [Level(0.2, 0.7), Level(0.5, 0.5)], torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+
+    def denoise(x: Tensor, level: Level) -> Prediction:
+        return Prediction(torch.zeros_like(x), torch.zeros_like(x))  # leaves the noise alone
+
+    deviation = math.sqrt(0.5 / 0.8 * (1 - 0.2 / 0.5))
+    for eta in (0.0, 0.5, 1.0):
+        end = ddim(denoise, x, levels, noise=lambda i: torch.ones_like(x), eta=eta)
+        assert float(end) == pytest.approx(eta * deviation)
+
+
+def test_a_callback_cannot_change_what_others_see() -> None:
+    step = Step(0, 1, Level(0.5, 0.5), torch.zeros(1), torch.zeros(1))
+    with pytest.raises(FrozenInstanceError):
+        step.index = 1  # type: ignore[misc]
 
 
 def test_dpmpp_does_not_extrapolate_far() -> None:

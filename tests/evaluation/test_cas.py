@@ -84,6 +84,17 @@ def test_fewer_real_images_than_samples_is_told() -> None:
     assert told == ["only 64 real images to compare 72 samples with"]
 
 
+@pytest.mark.parametrize(("top1", "recognition", "words"), [
+    (0.74, 0.9, "guesses, though their labels look right: 72 are few"), (0.76, 0.9, None),
+    (0.5, 0.6, "labels are shuffled or wrong"),
+])  # fmt: skip
+def test_a_classifier_that_only_guesses_is_told(top1: float, recognition: float, words: str | None) -> None:
+    """Of two classes, chance is one half; three quarters are taken for learnt."""
+    real = Accuracy(1.0, None, 0.0, (1.0, 1.0), 9)
+    told = CasResult(Accuracy(top1, None, 0.0, (1.0, 1.0), 9), real, recognition, 0, count=72, real_count=72).warnings
+    assert (told == []) if words is None else (len(told) == 1 and words in told[0])
+
+
 def test_real_images_are_as_many_of_each_class(speckled_data: PreparedData) -> None:
     labels = speckled_data.split("train").labels
     wanted = np.array([0, 0, 0, 2], np.int64)

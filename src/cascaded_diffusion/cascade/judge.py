@@ -20,6 +20,7 @@ from cascaded_diffusion.cascade.stage import CONFIG_FILE, WEIGHTS_FILE, Stage, S
 from cascaded_diffusion.cascade.walk import FinishedImages, Plan, first_batch_size, sample_batches
 from cascaded_diffusion.data.prepared import PreparedData
 from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.evaluation.cas import CasConfig
 from cascaded_diffusion.evaluation.evaluate import evaluate_images
 from cascaded_diffusion.evaluation.evidence import Watch
 from cascaded_diffusion.evaluation.features import Extractor, score_key
@@ -69,6 +70,7 @@ class Request:
         batch_size: samples made at once; the extractor gets at most 256.
         precision: of the networks.
         compile: whether ``torch.compile`` and CUDA graphs make sampling faster, as in :meth:`Stage.accelerate`.
+        cas: how the classifiers of the classification accuracy score are trained.
         choices: steps, sampler, augmentation, s, guidance, more as :meth:`Cascade.sample` takes them.
         device: where networks are.
         cache: folder for features of real images.
@@ -85,6 +87,7 @@ class Request:
     batch_size: int | Literal["auto"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     compile: CompileChoice = "off"
+    cas: CasConfig | None = None
     choices: Mapping[str, Any] = field(default_factory=dict)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     cache: Path | None = None
@@ -300,6 +303,7 @@ def _evaluate(
         stages=stages,
         class_names=class_names,
         cache=request.cache,
+        cas=request.cas,
         batch_size=batch,
         device=request.device,
         seed=request.seed,

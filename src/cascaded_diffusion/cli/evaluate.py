@@ -11,7 +11,7 @@ import typer
 
 from cascaded_diffusion.cli.places import check_place, tell_which
 from cascaded_diffusion.cli.values import batch_size as to_batch_size
-from cascaded_diffusion.cli.values import check_compile, check_precision, sampling_choices, whole_from
+from cascaded_diffusion.cli.values import check_compile, check_precision, sampling_choices, to_number, whole_from
 from cascaded_diffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from cascaded_diffusion.cascade.judge import Request
     from cascaded_diffusion.data.prepared import PreparedData
+    from cascaded_diffusion.evaluation.cas import CasConfig
     from cascaded_diffusion.evaluation.scores import Score
 
 __all__ = ["evaluate_command"]
@@ -92,6 +93,10 @@ def evaluate_command(
     batch_size: Annotated[
         str, typer.Option("--batch-size", metavar="N|auto", help="Images at once; auto halves until they fit.")
     ] = "auto",
+    cas_epochs: Annotated[
+        str | None,
+        typer.Option("--cas-epochs", metavar="E", help="Times that cas sees each sample; more for few. [default: 15]"),
+    ] = None,
     device: Annotated[
         str | None, typer.Option("--device", metavar="D", help="cpu, cuda, ...; default the best.")
     ] = None,
@@ -170,12 +175,24 @@ def evaluate_command(
                 "batch_size": to_batch_size(batch_size),
                 "precision": precision or "fp32",
                 "compile": compiling or "off",
+                "cas": _cas(cas_epochs),
                 "choices": choices,
                 "cache": cache,
                 "keep": keep,
             },
         )
     )
+
+
+def _cas(epochs: str | None) -> CasConfig | None:
+    if epochs is None:
+        return None
+    from cascaded_diffusion.evaluation.cas import CasConfig
+
+    number = to_number("--cas-epochs")(epochs)
+    if not 0 < number <= 1e6:
+        raise UserError(f"--cas-epochs: {epochs} is not allowed; give a number above 0, up to 1000000")
+    return CasConfig(epochs=number)
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,11 @@ class CasResult:
                 f"a classifier trained on real images sees the label in {self.recognition:.1%} of the samples (it is "
                 f"right on {self.real.top1:.1%} of real images): labels are shuffled or wrong, or samples unlike it"
             )
+        elif self.samples.top1 < 1.5 * chance:
+            found.append(
+                f"the classifier trained on samples guesses, though their labels look right: {self.count} are few, "
+                "give it more epochs (--cas-epochs)"
+            )
         return found
 
 
