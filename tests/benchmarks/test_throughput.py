@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,3 +59,9 @@ def test_loss_parity(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         assert f"| {option} |" in told
     # One and the same seed: the options change rounding alone.
     assert all(float(line.split("|")[4]) < 1e-4 for line in told.splitlines() if line.startswith("| fast"))
+
+
+def test_norm_speed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run("norm_speed", "--tiny", "--repeats", "1", "--threads", str(torch.get_num_threads()), monkeypatch=monkeypatch)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 2 x 8 x 2 x 2 |")]
+    assert [row.split(" | ")[1] for row in rows] == ["fp32", "bf16"]
