@@ -196,6 +196,18 @@ def test_configurations_that_make_no_schedule_are_refused(values: dict[str, Any]
         ScheduleConfig(**values)
 
 
+@pytest.mark.parametrize(("key", "inside", "outside"), [
+    ("timesteps", 1_000_000, 1_000_001), ("timesteps", 1, 0),
+    ("log_snr_shift", 10.0, 10.5), ("log_snr_shift", -10.0, -10.5),
+    ("beta_start", 1e-9, 9e-10), ("beta_end", 0.03, 1.0), ("beta_end", 0.03, 0.0), ("beta_start", 0.01, 1.0),
+])  # fmt: skip
+def test_the_ranges_of_a_schedule(key: str, inside: float, outside: float) -> None:
+    kind = {"kind": "linear"} if key.startswith("beta") else {}
+    assert getattr(ScheduleConfig.model_validate(kind | {key: inside}), key) == inside
+    with pytest.raises(ValidationError, match=rf"(?s){key}\n.*Input should be"):
+        ScheduleConfig.model_validate(kind | {key: outside})
+
+
 def test_descriptions_tell_schedules_apart() -> None:
     described = [ScheduleConfig(**values).describe() for values in EVERY_KIND]
     assert described[0] == "cosine T=4000"
