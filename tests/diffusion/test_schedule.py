@@ -183,6 +183,7 @@ def test_alpha_bar_keeps_the_shape() -> None:
     ({"kind": "cosine", "beta_end": 0.02}, "belong to kind: linear"),
     ({"kind": "linear", "beta_start": 0.03}, "beta_start"),
     ({"kind": "linear", "timesteps": 15}, "beta_end"),
+    ({"kind": "linear", "timesteps": 20}, "beta_start <= beta_end < 1 does not hold"),
     ({"kind": "linear", "timesteps": 1000, "beta_end": 0.9}, "alpha_bar"),
     ({"kind": "linear", "timesteps": None, "beta_end": 0.5}, "alpha_bar"),
     ({"kind": "linear", "beta_start": 1e-18}, "beta_start"),
