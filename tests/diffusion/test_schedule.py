@@ -197,6 +197,18 @@ def test_configurations_that_make_no_schedule_are_refused(values: dict[str, Any]
         ScheduleConfig(**values)
 
 
+@pytest.mark.parametrize(("timesteps", "beta", "too_large"), [
+    (None, 0.01998, 0.02002),  # exp(-1000 beta), and log SNR ends at -20
+    (100, 0.498, 0.502),  # (1 - beta)^100, and alpha_bar ends at 1e-30
+])  # fmt: skip
+def test_how_little_a_linear_schedule_may_leave_of_the_image(
+    timesteps: int | None, beta: float, too_large: float
+) -> None:
+    ScheduleConfig(kind="linear", timesteps=timesteps, beta_start=beta, beta_end=beta)
+    with pytest.raises(ValidationError, match=r"beta_end: .* leaves alpha_bar = exp\(-(20|70)\)"):
+        ScheduleConfig(kind="linear", timesteps=timesteps, beta_start=too_large, beta_end=too_large)
+
+
 @pytest.mark.parametrize(("key", "inside", "outside"), [
     ("timesteps", 1_000_000, 1_000_001), ("timesteps", 1, 0),
     ("log_snr_shift", 10.0, 10.5), ("log_snr_shift", -10.0, -10.5),
