@@ -62,9 +62,14 @@ def test_what_is_no_image_is_refused(tmp_path: Path, name: str, content: bytes, 
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("side, words", [(8000, "8000x8000 pixels; allowed: at most 50,000,000"), (30_000, "pixels")])
-def test_an_image_bomb_is_refused_unopened(tmp_path: Path, side: int, words: str) -> None:
+@pytest.mark.parametrize("side, more, words", [
+    (8000, 7000, "8000x8000 pixels; allowed: at most 50,000,000"),
+    (8000, 0, "64,000,000 pixels in"),
+    (30_000, 0, "pixels"),
+])  # fmt: skip
+def test_an_image_bomb_is_refused_unopened(tmp_path: Path, side: int, more: int, words: str) -> None:
     path = huge_png(tmp_path / "bomb.png", side)
+    path.write_bytes(path.read_bytes() + bytes(more))
     with pytest.raises(UserError, match=words):
         read_upload({"path": str(path)}, tmp_path, 8, 3)
 
