@@ -39,9 +39,10 @@ def test_time_of_is_alpha_bars_inverse(values: dict[str, Any]) -> None:
 
 def test_time_of_keeps_to_the_schedules_range_and_steps() -> None:
     beyond = torch.tensor([1 - 1e-15, 1e-15], dtype=torch.float64)
-    found = _schedule(kind="linear").time_of(beyond)
-    assert 0 < found[0] < 1e-4
-    assert found[1] == 1
+    for clean, noisy in ((beyond[0], beyond[1]), (1.0, 0.0)):
+        found = _schedule(kind="linear").time_of(torch.tensor([clean, noisy], dtype=torch.float64))
+        assert 0 < found[0] < 1e-4
+        assert found[1] == 1
     discrete = _schedule(timesteps=10)
     assert discrete.time_of(beyond).tolist() == [0.1, 1.0]
     steps = torch.arange(1, 11, dtype=torch.float64) / 10

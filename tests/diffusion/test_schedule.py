@@ -122,7 +122,12 @@ def test_continuous_cosine_follows_its_formula_within_the_log_snr_clip() -> None
     for u in (0.001, 0.125, 0.5, 0.9):
         expected = math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2 / start
         assert _at(schedule, u) == pytest.approx([expected], rel=1e-12)
-    assert _at(schedule, 1.0) == pytest.approx([1 / (1 + math.exp(20))], rel=1e-9)
+    least = 1 / (1 + math.exp(20))
+    assert _at(schedule, 1.0) == pytest.approx([least], rel=1e-12, abs=0)
+    # The time of what lies beyond is where the formula reaches the clip.
+    reached = math.acos(math.sqrt(least * start)) * 2 / math.pi * 1.008 - 0.008
+    for beyond in (least / 2, 0.0):
+        assert float(schedule.time_of(torch.tensor(beyond))) == pytest.approx(reached, rel=1e-14)
     assert _at(schedule, 1e-12) == pytest.approx([1 - 1 / (1 + math.exp(20))], rel=1e-15)
 
 
