@@ -127,7 +127,9 @@ def test_continuous_cosine_follows_its_formula_within_the_log_snr_clip() -> None
     # The time of what lies beyond is where the formula reaches the clip.
     reached = math.acos(math.sqrt(least * start)) * 2 / math.pi * 1.008 - 0.008
     for beyond in (least / 2, 0.0):
-        assert float(schedule.time_of(torch.tensor(beyond))) == pytest.approx(reached, rel=1e-14)
+        assert float(schedule.time_of(torch.tensor(beyond))) == pytest.approx(reached, rel=1e-14, abs=0)
+    slope = math.pi / 1.008 * math.tan(0.008 / 1.008 * math.pi / 2)  # of -alpha_bar at time 0
+    assert float(schedule.time_of(torch.tensor(1.0))) == pytest.approx(least / slope, rel=1e-3)
     assert _at(schedule, 1e-12) == pytest.approx([1 - 1 / (1 + math.exp(20))], rel=1e-15)
 
 
