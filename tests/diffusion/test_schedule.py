@@ -233,3 +233,18 @@ def test_descriptions_tell_schedules_apart() -> None:
     assert described[0] == "cosine T=4000"
     assert described[-1] == "linear T=2000 beta 1e-06..0.01 between steps too"
     assert len(set(described)) == len(described)
+
+
+def test_the_slope_of_log_snr_from_end_to_end() -> None:
+    """Linear in beta: d log(alpha_bar) / du = -1000 beta(u)."""
+    schedule = _schedule(timesteps=None, kind="linear")
+    u = torch.tensor([0.3, 1.0], dtype=torch.float64)
+    falls = 1000 * (1e-4 + (0.02 - 1e-4) * u)
+    torch.testing.assert_close(schedule.log_snr_slope(u), falls / (1 - schedule.alpha_bar(u)), rtol=1e-4, atol=0)
+    # At 0 it is infinite; there the mean between 5e-6 and 1e-5 stands for it.
+    near = schedule.alpha_bar(torch.tensor([5e-6, 1e-5], dtype=torch.float64))
+    log_snr = torch.log(near) - torch.log1p(-near)
+    found = schedule.log_snr_slope(torch.zeros(1, dtype=torch.float64))
+    torch.testing.assert_close(found, (log_snr[:1] - log_snr[1:]) / 5e-6)
+    # Where the cosine is cut off the level stands still.
+    assert _schedule(timesteps=None).log_snr_slope(torch.ones(1)).item() == 1e-6
