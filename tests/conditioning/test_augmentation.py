@@ -397,10 +397,18 @@ def test_what_is_missing_is_said() -> None:
 @pytest.mark.parametrize("values", [
     {"s_max": 0.0}, {"s_max": 1.1}, {"p_clean": -0.1}, {"p_clean": 1.1}, {"blur_sigma": (0.6, 0.4)},
     {"blur_sigma": (0.0, 0.4)}, {"blur_kernel": 5}, {"blur_probability": 2.0}, {"augmentation": "noise"}, {"smax": 0.5},
+    {"low_resolution": 0}, {"low_resolution": 4097},
 ])  # fmt: skip
 def test_configurations_out_of_range_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(values))):
         _config(**values)
+
+
+def test_the_ends_of_the_ranges_and_the_papers_filter() -> None:
+    assert ConditioningConfig().blur_kernel == 3
+    for side in (1, 4096):
+        assert ConditioningConfig(low_resolution=side).low_resolution == side
+    assert ConditioningConfig(blur_sigma=(0.5, 0.5)).blur_sigma == (0.5, 0.5)
 
 
 def test_the_modes_are_named() -> None:
