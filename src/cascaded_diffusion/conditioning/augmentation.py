@@ -121,7 +121,7 @@ def diffuse_to(z0: Tensor, s: Tensor, noise: Tensor, schedule: Schedule) -> Tens
 
 
 def gaussian_taps(sigma: Tensor) -> Tensor:
-    """One-dimensional 3-tap Gaussian filters, each summing to 1: (N,) -> (N, 3)."""
+    """One-dimensional 3-tap Gaussian filters, each summing to 1, (0, 1, 0) for sigma 0: (N,) -> (N, 3)."""
     side = torch.exp(-0.5 / sigma**2)
     return torch.stack([side, torch.ones_like(side), side], dim=1) / (1 + 2 * side)[:, None]
 
@@ -133,10 +133,10 @@ def blur_3x3(z: Tensor, sigma: Tensor) -> Tensor:
         z: (N, C, r, r), r >= 2.
         sigma: (N,) in pixels, 0 for no blur.
     """
-    taps = gaussian_taps(sigma.clamp(min=1e-3)).to(z)
+    taps = gaussian_taps(sigma).to(z)
     n, channels = z.shape[:2]
     weight = (taps[:, :, None] * taps[:, None, :]).repeat_interleave(channels, dim=0)[:, None]
-    padded = functional.pad(z, (1, 1, 1, 1), mode="reflect").reshape(1, n * channels, z.shape[2] + 2, z.shape[3] + 2)
+    padded = functional.pad(z, (1, 1, 1, 1), mode="reflect").flatten(0, 1)[None]
     blurred = functional.conv2d(padded, weight, groups=n * channels).reshape(z.shape)
     return torch.where(per_image(sigma, z).to(z.device) > 0, blurred, z)
 
