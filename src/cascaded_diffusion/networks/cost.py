@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from cascaded_diffusion.networks.fused_attention import FusedAttention
 from cascaded_diffusion.networks.unet import UNet
 
 __all__ = ["Cost", "cost"]
@@ -102,31 +99,6 @@ def _activation_bytes(network: UNet) -> int:
             kept[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
-    with saved_tensors_hooks(keep, lambda tensor: tensor), _FusedAttention():
+    with saved_tensors_hooks(keep, lambda tensor: tensor), FusedAttention():
         _run(network)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-
-
-class _FusedAttentionMemory(torch.autograd.Function):
-    """Keeps what a fused attention kernel keeps: query, key, value and answer, not the matrix of all pairs."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, out)
-        return out
-
-
-class _FusedAttention(TorchFunctionMode):
-    """Stands a fused kernel's memory in for attention, which the meta device takes apart into its matrices."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return _FusedAttentionMemory.apply(*args)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        return func(*args, **(kwargs or {}))

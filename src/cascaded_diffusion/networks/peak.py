@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from cascaded_diffusion.networks.fused_attention import FusedAttention
 from cascaded_diffusion.networks.unet import UNet
 
 __all__ = ["LiveBytes", "forward_peak", "training_peak"]
@@ -57,31 +56,6 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
-class _FusedMemory(torch.autograd.Function):
-    """Keeps what a fused attention kernel keeps: query, key, value and answer, not the matrix of all pairs."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, out)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
-
-
-class _FusedAttention(TorchFunctionMode):
-    """Stands a fused kernel's memory in for attention, which the meta device takes apart into its matrices."""
-
-    def __torch_function__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return _FusedMemory.apply(*args[:3])  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        return func(*args, **(kwargs or {}))
-
-
 def _inputs(network: UNet, count: int) -> tuple[Tensor, Tensor, dict[str, Tensor | None]]:
     """What a network takes for ``count`` images, on the meta device."""
     with torch.device("meta"):
@@ -103,7 +77,7 @@ def forward_peak(network: UNet) -> int:
         for name, value in [*network.named_parameters(), *network.named_buffers()]
     }
     x, time, conditions = _inputs(network, 1)
-    with torch.no_grad(), _FusedAttention(), LiveBytes(list(weights.values())) as live:
+    with torch.no_grad(), FusedAttention(), LiveBytes(list(weights.values())) as live:
         functional_call(network, weights, (x, time), conditions)
     return int(live.peak)
 
@@ -127,7 +101,7 @@ def training_peak(network: UNet, count: int) -> int:
     was_training, was_learning = network.training, [parameter.requires_grad for parameter in network.parameters()]
     network.train().requires_grad_(True)
     try:
-        with torch.enable_grad(), _FusedAttention(), LiveBytes(tensors) as live:
+        with torch.enable_grad(), FusedAttention(), LiveBytes(tensors) as live:
             network(x, time, **conditions).sum().backward()
         return int(live.peak)
     finally:
