@@ -11,6 +11,7 @@ from cascaded_diffusion.config import StrictModel, shorten
 from cascaded_diffusion.diffusion.grid import SigmaGrid
 
 __all__ = [
+    "LARGEST_SIGMA",
     "Endpoints",
     "GridName",
     "Guidance",
@@ -48,7 +49,8 @@ Strength = Annotated[float, Field(ge=0, le=1)]
 Guidance = Annotated[float, Field(ge=0, le=100)]
 _Beta = Annotated[float, Field(gt=0, lt=1)]
 Endpoints = tuple[_Beta, _Beta]
-_Sigma = Annotated[float, Field(ge=0, le=1e5)]
+LARGEST_SIGMA = 1e5
+_Sigma = Annotated[float, Field(ge=0, le=LARGEST_SIGMA)]
 Interval = tuple[_Sigma, _Sigma]
 Start = Annotated[float, Field(gt=0, le=1)]
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import gradio as gr
 
-from cascaded_diffusion.ui.limits import LARGEST_SEED, LARGEST_SIGMA, SAMPLERS, PageLimits, StageLimits
+from cascaded_diffusion.cascade.sampling import LARGEST_SIGMA
+from cascaded_diffusion.ui.limits import LARGEST_SEED, SAMPLERS, PageLimits, StageLimits
 
 __all__ = ["QUIET", "S_INFO", "stage_controls", "what_controls"]
 

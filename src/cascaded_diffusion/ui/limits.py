@@ -12,11 +12,10 @@ from cascaded_diffusion.cascade.sampling import GridName, SamplerName, SamplingC
 from cascaded_diffusion.cascade.stage import Stage
 from cascaded_diffusion.conditioning.augmentation import SAMPLING_MODES
 
-__all__ = ["LARGEST_SEED", "LARGEST_SIGMA", "SAMPLERS", "Control", "PageLimits", "StageLimits", "page_limits"]
+__all__ = ["LARGEST_SEED", "SAMPLERS", "Control", "PageLimits", "StageLimits", "page_limits"]
 
 SAMPLERS: tuple[str, ...] = get_args(SamplerName)
 LARGEST_SEED = 2**31 - 1
-LARGEST_SIGMA = 1e5
 
 _FEWEST_MOST_STEPS = 100
 _MOST_STEPS = 1000

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cascaded_diffusion.cascade.sampling import LARGEST_SIGMA
 from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.ui.limits import LARGEST_SEED, LARGEST_SIGMA, SAMPLERS, Control, PageLimits, StageLimits
+from cascaded_diffusion.ui.limits import LARGEST_SEED, SAMPLERS, Control, PageLimits, StageLimits
 
 __all__ = ["Settings", "StageSettings", "choices", "read_class", "read_s", "read_settings", "with_s"]
 
