@@ -43,6 +43,11 @@ with launched_ranks(torch.device("cpu")) as ranks:
     said["given"] = given.tolist()
     said["word"] = on_main({"word": 7} if me == 0 else None)
     barrier()
+    weight = torch.nn.Parameter(torch.ones(1))
+    weight.sum().backward()
+    torch.optim.Adam([weight]).step()
+tasks = Path("/proc/self/task")
+said["threads"] = [task.joinpath("comm").read_text().strip() for task in tasks.iterdir()] if tasks.exists() else []
 said["after"] = list(current_ranks())
 (Path(sys.argv[1]) / f"{me}.json").write_text(json.dumps(said))
 """
@@ -160,6 +165,12 @@ def test_a_process_may_have_no_rows(told: list[dict[str, Any]]) -> None:
 def test_rows_of_differing_shape_are_refused_by_every_process(told: list[dict[str, Any]]) -> None:
     for said in told:
         assert "rows to gather: (type, shape) differ between ranks" in said["shapes"]
+
+
+def test_no_thread_outlives_the_group(told: list[dict[str, Any]]) -> None:
+    """One that drops a tensor while the interpreter ends would abort the process."""
+    for said in told:
+        assert [name for name in said["threads"] if "gloo" in name] == []
 
 
 def test_sums_and_words_reach_every_process(told: list[dict[str, Any]]) -> None:

@@ -6,7 +6,9 @@ travels through main memory (gloo), whatever device the work is done on.
 
 from __future__ import annotations
 
+import importlib
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -41,6 +43,10 @@ T = TypeVar("T")
 _TIMEOUT = timedelta(hours=12)
 _MEETING = timedelta(minutes=10)
 _TIMEOUT_VARIABLE = "CDM_RANK_TIMEOUT"
+
+# What sharded training leaves in torch's caches keeps the group's threads alive; this long they get to drop their last
+# tensors, for which they need the interpreter.
+_LETTING_GO = 0.05
 
 _PACKET = 2**23
 """Numbers that travel together: 32 MiB of float32."""
@@ -141,11 +147,16 @@ def launched_ranks(device: torch.device, timeout: timedelta = _TIMEOUT) -> Itera
         # Each kind of tensor by its own library; nothing here sends GPU tensors, but training may.
         backend = "cpu:gloo,cuda:nccl"
     limit = _timeout(timeout)
+    # Its functions take the group of the moment of import as a default, and what holds the group keeps it from ending
+    # its threads: one that lets go of a tensor while the interpreter ends aborts the process. torch's optimisers import
+    # it when they are first made, which is too late.
+    importlib.import_module("torch.distributed.nn")
     dist.init_process_group(backend, store=_store(rank, world, limit), rank=rank, world_size=world, timeout=limit)
     try:
         yield Ranks(rank, world)
     finally:
         dist.destroy_process_group()
+        time.sleep(_LETTING_GO)
 
 
 _LOST_WORDS = ("gloo", "nccl", "connection", "socket", "timed out", "process group")
