@@ -27,6 +27,7 @@ from throughput_models import SHAPES, Shape, build_ours, build_theirs, forward_f
 from throughput_show import table
 from torch import Tensor, nn
 
+from cascaded_diffusion.memory import keep_freed
 from cascaded_diffusion.networks.compiling import compiled, cuda_graphs
 from cascaded_diffusion.training.ema import Averages
 
@@ -236,6 +237,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
     parser.add_argument("--json", type=Path, help="written anew after every variant")
     parser.add_argument("--tiny", action="store_true", help="small images and networks: a check that all of it runs")
+    parser.add_argument(
+        "--keep-freed", action="store_true", help="on a CPU: memory as in cdm train, for every variant alike"
+    )
     parser.add_argument("--compile-on-cpu", action="store_true")
     args = parser.parse_args()
     args.theirs = True
@@ -251,6 +255,8 @@ def main() -> None:
     """Measure, and print the tables."""
     args = arguments()
     device = torch.device(args.device)
+    if args.keep_freed and not keep_freed():
+        sys.exit("--keep-freed: not with this C library")
     report: dict[str, Any] = {
         "command": " ".join(["benchmarks/throughput.py", *sys.argv[1:]]),
         "hardware": hardware(device),

@@ -86,6 +86,7 @@ def train_command(
     loaded.stage(stage)
     from cascaded_diffusion.cli.progress import ProgressDisplay
     from cascaded_diffusion.data.prepared import PreparedData
+    from cascaded_diffusion.memory import keep_freed
     from cascaded_diffusion.precision import pick_device
     from cascaded_diffusion.ranks import launched_ranks
     from cascaded_diffusion.training.loop import train
@@ -98,6 +99,8 @@ def train_command(
         raise UserError(f"--out: {out} is a file; give a folder")
     check_place("--out", out)
     place = pick_device(device)
+    if place.type == "cpu":
+        keep_freed()
     with launched_ranks(place, timeout=_PATIENCE) as ranks:
         if ranks.is_main:
             _warn_of_attention(config, place, ranks.world)

@@ -30,7 +30,7 @@ _FEWEST_CHANNELS = 64
 """With fewer, transforming the tiles takes longer than the multiplications that are saved."""
 _FEWEST_PIXELS = 16 * 16
 """Smaller images have too few tiles for a matrix product."""
-_WORK_SPACE = 300_000
+_WORK_SPACE = 600_000
 """Numbers in a buffer of tiles, so that what one step writes is in the processor's cache for the next."""
 
 
