@@ -175,7 +175,7 @@ def test_a_packaged_cascade_is_not_changed(
     [
         ("--stage sr17", "stage: no stage 'sr17' in this cascade; allowed: base8, sr16, sr32 or all"),
         ("--stage sr16 --s 0,0.9", "s: 0.9 for sr16 is out of range; allowed 0 to 0.8"),
-        ("--stage sr16 --s -0.1", "s.0: Input should be greater than or equal to 0 (given: -0.1)"),
+        ("--stage sr16 --s -0.1", "--s: Input should be greater than or equal to 0 (given: -0.1)"),
         ("--stage sr16 --s 0,much", "--s: 'much' is not a number"),
         ("--stage sr16 --s 0,,0.1", "--s: '0,,0.1' has an empty entry"),
         ("--stage base8 --s 0.1", "s: cannot be swept: base8 is a base stage and has no s"),
@@ -188,7 +188,7 @@ def test_a_packaged_cascade_is_not_changed(
         ("--stage sr16 --endpoints 1e-4", "--endpoints: '1e-4' is not a pair FIRST:LAST"),
         ("--stage sr16 --endpoints none", "--endpoints: 'none' is not a pair FIRST:LAST, such as 1e-4:0.02"),
         ("--stage base8 --start 0.5", "start: cannot be swept: base8 is a base stage and has no image to start from"),
-        ("--stage sr16 --start 0", "start.0: Input should be greater than 0 (given: 0.0)"),
+        ("--stage sr16 --start 0", "--start: Input should be greater than 0 (given: 0.0)"),
         ("--stage sr16 --start 1,late", "--start: 'late' is not a number"),
         ("--stage sr16 --guide 1,2", "guide: cannot be swept: sr16 has no guide; cdm assemble --guide gives it one"),
         (
@@ -198,7 +198,7 @@ def test_a_packaged_cascade_is_not_changed(
         ("--stage sr16 --guidance-interval 0.3:5", "guidance_interval: cannot be swept: sr16 is not guided by default"),
         ("--stage sr16 --grid sigma", "--grid: 'sigma' is not known; allowed: time, edm, log-snr"),
         ("--stage base8 --grid edm", "grid: cannot be swept: base8 was trained with cosine T=20"),
-        ("--stage sr16 --guidance 200", "guidance.0: Input should be less than or equal to 100 (given: 200.0)"),
+        ("--stage sr16 --guidance 200", "--guidance: Input should be less than or equal to 100 (given: 200.0)"),
         ("--stage sr16 --split test", "no split 'test'"),
         ("--stage sr16 --num 1", "'1'; allowed: whole numbers from 2"),
         ("--stage sr16 --precision fp8", "--precision: 'fp8' is not known"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -182,7 +183,9 @@ def _sweep(values: dict[str, Any]) -> Sweep:
     try:
         return Sweep.model_validate(values)
     except ValidationError as error:
-        raise UserError(explain(error)) from None
+        # Its paths are the model's, "start.0"; who typed it knows the option.
+        said = re.sub(r"\A(\w+)(\.\d+)+(?=: )", lambda path: "--" + path[1].replace("_", "-"), explain(error))
+        raise UserError(said) from None
 
 
 def _words(option: str, text: str | None, allowed: Sequence[str], note: str = "") -> list[str] | None:
