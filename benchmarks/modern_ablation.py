@@ -7,8 +7,9 @@
 
 Every arm differs from `paper` in what its name says; `benchmarks/modern_arms.py` lists them. Arms that differ in
 sampling alone share their trained stages. Each arm is trained, sampled and scored once: Frechet distance in the
-packaged classifier's features, and the classification accuracy score (CAS). OUT/results.json and OUT/results.md are
-written after every arm, and the script goes on where it was stopped. `--tiny` only shows that it runs.
+packaged classifier's features, and the classification accuracy score (CAS). OUT/results.json, OUT/results.md and
+OUT/samples.png are written after every arm, and the script goes on where it was stopped. `--tiny` only shows that it
+runs.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from claims_show import hardware
 from modern_arms import ARMS, SIZES, Arm, Size, recipe_of
@@ -28,6 +30,7 @@ from modern_arms import ARMS, SIZES, Arm, Size, recipe_of
 from cascaded_diffusion import Cascade, CasConfig, PreparedData, train
 from cascaded_diffusion.cascade.guides import GuidePart, add_guides, default_sampling
 from cascaded_diffusion.cascade.judge import Request, judge_cascade
+from cascaded_diffusion.cascade.pictures import labelled_grid
 from cascaded_diffusion.evaluation.features import Extractor, load_extractor
 from cascaded_diffusion.files import atomic_write, read_json, write_json
 from cascaded_diffusion.networks.cost import cost
@@ -140,7 +143,7 @@ class Ablation:
             device=self.device,
             precision="auto",
             cache=self.out / "features",
-            keep=self.out / "samples" / f"{name}-seed{seed}.npz",
+            keep=self._samples(name, seed),
             cas=CasConfig(epochs=max(15, _CAS_IMAGES / self.num)),
         )
         (self.out / "samples").mkdir(parents=True, exist_ok=True)
@@ -148,11 +151,26 @@ class Ablation:
         errors = {key: score.standard_error for key, score in scores.items() if score.standard_error is not None}
         return {"scores": {key: score.value for key, score in scores.items()}, "standard_errors": errors}
 
+    def _samples(self, name: str, seed: int) -> Path:
+        return self.out / "samples" / f"{name}-seed{seed}.npz"
+
     def write(self) -> None:
-        """Write all results, as JSON and as a table."""
+        """Write all results, as JSON, as a table and as a picture."""
         write_json(self.path, {"command": " ".join(sys.argv), "torch": torch.__version__, "arms": self.results})
         with atomic_write(self.out / "results.md") as file:
             file.write(table(list(self.results.values())).encode())
+        found = {row["name"]: self._samples(row["name"], row["seed"]) for row in reversed(self.results.values())}
+        rows = [(name, two_a_class(found[name])) for name in ARMS if name in found and found[name].exists()]
+        if rows:
+            with atomic_write(self.out / "samples.png") as file:
+                labelled_grid(rows, scale=max(1, 48 // self.high)).save(file, "png")
+
+
+def two_a_class(samples: Path) -> np.ndarray:
+    """The first two images of every class, those of one class side by side."""
+    with np.load(samples) as stored:
+        images, labels = stored["arr_0"], stored["arr_1"]
+    return images[np.concatenate([np.flatnonzero(labels == label)[:2] for label in np.unique(labels)])]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cascaded_diffusion.data.prepare import prepare
 
@@ -69,6 +70,8 @@ def test_it_runs_writes_as_it_goes_and_goes_on(
         f"{name}-{stage}-seed0" for name in ("all", "paper") for stage in ("base8", "sr16")
     ]
     assert (tmp_path / "out/results.md").read_text().count("\n") == 2 + 3
+    with Image.open(tmp_path / "out/samples.png") as picture:
+        assert picture.height > 3 * 3 * 16
 
 
 def test_the_table_tells_mean_and_spread_over_seeds(script: Any) -> None:
