@@ -51,6 +51,15 @@ def test_only_the_stage_at_work_is_on_the_device(stages: list[Stage], offloaded:
         assert all(torch.equal(value, weights[name]) for name, value in stage.network.state_dict().items())
 
 
+def test_nothing_stays_on_the_device_after_sampling(
+    stages: list[Stage], offloaded: OffloadedStages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cascade = Cascade(stages)
+    cascade.offloaded = offloaded
+    cascade.sample(2, seed=0, batch_size=1)
+    assert offloaded._fetched == {}
+
+
 def test_a_stage_that_fails_is_put_away(stages: list[Stage], offloaded: OffloadedStages) -> None:
     work = offloaded.at_work("sr16")
     work.__enter__()

@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from cascaded_diffusion.cascade import search as search_module
 from cascaded_diffusion.cascade.chain import Cascade
+from cascaded_diffusion.cascade.offload import OffloadedStages
 from cascaded_diffusion.cascade.search import Search, open_cascade, prepare_search, run_search
 from cascaded_diffusion.cascade.search_store import SearchRecord
 from cascaded_diffusion.data.prepared import PreparedData
@@ -264,6 +266,16 @@ def test_damage_is_told(search_of: SearchOf, run: Run, tmp_path: Path) -> None:
 def test_refused_before_any_work(changes: dict[str, Any], line: str, search_of: SearchOf) -> None:
     with pytest.raises(UserError, match=line):
         search_of("sr8", **changes)
+
+
+def test_an_off_loaded_cascade_is_refused(
+    search_of: SearchOf, colour_data: PreparedData, colour_eye: Any, three_stages: Path
+) -> None:
+    manifest = search_module.CascadeManifest.read(three_stages)
+    cascade = search_of("sr8").cascade
+    cascade.offloaded = OffloadedStages(list(cascade.stages.values()), torch.device("cpu"))
+    with pytest.raises(UserError, match="offload: a search does not go with it"):
+        prepare_search(cascade, manifest, colour_data, colour_eye, stage="sr8")
 
 
 def test_data_that_does_not_fit(

@@ -124,6 +124,30 @@ def test_only_the_files_of_the_stages_are_copied(
     Cascade.from_pretrained(tmp_path / "copy")
 
 
+def test_a_default_that_does_not_go_with_the_best_gives_way(
+    search_of: Callable[..., Search],
+    base_config: Callable[..., Any],
+    sr_config: Callable[..., Any],
+    random_stage: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    """A truncated default where truncated is not to be had: what was searched is what is written, and can be read."""
+    other = {"noise_schedule": {"kind": "cosine", "timesteps": 30}}
+    configs = [base_config(4, sampling={"steps": 2}, diffusion=other), sr_config(8, low=4, sampling={"steps": 2})]
+    folder = tmp_path / "cascade"
+    Cascade([random_stage(config) for config in configs], no_truncated=True).save_pretrained(folder)
+    path = folder / "cascade.json"
+    manifest = json.loads(path.read_text())
+    manifest["stages"][1]["sampling"] |= {"augmentation": "truncated", "s": 0.3}
+    path.write_text(json.dumps(manifest))
+    record = run_search(search_of("sr8", cascade=folder, start=[0.6]), tmp_path / "out", cache=tmp_path / "cache")
+    write_best(folder, record)
+    best = record.searched[0].winner
+    assert best is not None
+    assert Cascade.from_pretrained(folder).defaults["sr8"] == best.settings["sr8"]
+    assert (best.settings["sr8"].augmentation, best.settings["sr8"].start) == ("nontruncated", 0.6)
+
+
 def test_settings_that_came_later(
     search_of: Callable[..., Search], folder: Path, random_stage: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from cascaded_diffusion.data.prepare import prepare
 from cascaded_diffusion.data.prepared import PreparedData
 from cascaded_diffusion.evaluation.classifier import load_classifier
 from cascaded_diffusion.evaluation.features import extract, load_extractor
@@ -41,6 +42,16 @@ def test_the_folder_is_an_extractor(done: Done, colour_folder: Path, tmp_path: P
     found = extract(extractor, images)
     assert (extractor.name, extractor.resize) == ("eyes", "8x8, antialiased bicubic")
     assert found.features.shape == (len(images), 128)
+
+
+def test_compressed_data(done: Done, tmp_path: Path) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (6, 160, 160, 1), np.uint8)
+    np.savez(tmp_path / "grey.npz", arr_0=pictures, arr_1=np.arange(6) % 2)
+    prepare(str(tmp_path / "grey.npz"), tmp_path / "data", resolutions=[160], val=0.4, compress=True, workers=0)
+    done("train-classifier", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "eyes"), "--epochs", "0.2")
+    origin = load_classifier(tmp_path / "eyes").config.provenance
+    assert origin["images_sha256"] == PreparedData.open(tmp_path / "data").manifest.files["train/images_160.pack"]
+    assert origin["validation"]["n"] > 0
 
 
 def test_same_command_same_weights(done: Done, colour_folder: Path, tmp_path: Path) -> None:

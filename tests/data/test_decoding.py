@@ -83,12 +83,23 @@ def test_palette_of_greys_is_grey(tmp_path: Path) -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([7, 7, 7, 90, 90, 90])
     image.putdata([0, 1])
-    for name in ("a.png", "a.bmp", "a.gif"):
+    for name in ("a.png", "a.bmp", "a.gif", "a.tif"):
         path = saved(tmp_path / name, image)
         facts = look(path, False)
         assert isinstance(facts, Facts)
         assert facts.grey
         np.testing.assert_array_equal(decode(path, 1), [[[7], [90]]])
+
+
+def test_one_colour_in_a_palette_of_greys_is_colour(tmp_path: Path) -> None:
+    """A TIFF's palette has all of red first, then all of green, then all of blue."""
+    image = Image.new("P", (2, 1))
+    image.putpalette([7, 7, 7, 90, 90, 90, 8, 8, 8, 255, 0, 0])
+    image.putdata([3, 3])
+    for name in ("a.png", "a.tif"):
+        facts = look(saved(tmp_path / name, image), False)
+        assert isinstance(facts, Facts)
+        assert not facts.grey
 
 
 def test_alpha_is_laid_on_white(tmp_path: Path) -> None:

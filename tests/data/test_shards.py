@@ -242,6 +242,10 @@ def test_nothing_is_written_outside(
         ([("a.png", b"x"), ("a.cls", b"\xff")], "a.tar: a: unreadable image (its class cannot be read"),
         ([("a.png", b"x"), ("a.cls", b"")], "its class '' is no number and no name"),
         ([("a.png", b"x"), ("a.json", b"[1]")], "a.tar: a: unreadable image (its class cannot be read"),
+        (
+            [("a.png", b"x"), ("a.json", b'{"label": ' + b"1" * 5000 + b"}")],
+            "a.tar: a: unreadable image (its class cannot be read",
+        ),
         ([("a.png", b"x"), ("a.json", b'{"label": 1.5}')], "its class 1.5 is no number and no name"),
     ],
 )
@@ -249,6 +253,16 @@ def test_odd_shards(write_tar: WriteTar, tmp_path: Path, members: Members, messa
     with pytest.raises(UserError) as error:
         run(write_tar(tmp_path / "a.tar", members), tmp_path / "out")
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["GNU.sparse.size", "GNU.sparse.map", "GNU.sparse.realsize"])
+def test_a_header_that_makes_no_sense(tmp_path: Path, key: str) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("a.png")
+        member.pax_headers = {key: "a,b"}
+        tar.addfile(member)
+    with pytest.raises(UserError, match=r"a\.tar: .*the rest of the shard cannot be read"):
+        run(tmp_path / "a.tar", tmp_path / "out")
 
 
 def test_classes_of_two_kinds(class_folder: Path, contents: Contents, write_tar: WriteTar, tmp_path: Path) -> None:

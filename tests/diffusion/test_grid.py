@@ -70,6 +70,11 @@ def test_sections_of_a_thousand_as_guided_diffusion_cuts_them() -> None:
     assert steps[-1] == 1000
 
 
+def test_sections_that_start_without_noise_are_refused() -> None:
+    with pytest.raises(UserError, match=r"steps: 10,1 has one step in the last section; allowed there: 2 or more"):
+        sampling_grid(_schedule(100), "10,1")
+
+
 def test_two_numbers_are_two_sections() -> None:
     levels = sampling_grid(_schedule(9), "2,3")
     assert [round(9 * level.time) for level in levels] == [9, 8, 6, 5, 1, 0]

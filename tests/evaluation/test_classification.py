@@ -118,6 +118,11 @@ def test_learning_rate_rises_and_falls() -> None:
 def test_settings_come_from_the_images(speckled_data: PreparedData) -> None:
     images = np.asarray(speckled_data.split("train").images(8))
     found = config_for(images, 4, ["a", "b", "c", "d"])
+    varied = np.random.default_rng(0).integers(
+        0, 256, (230, 8, 8, 3), np.uint8
+    )  # more than a block, and no whole number
+    measured = config_for(varied, 4)
+    assert (measured.mean, measured.std) == (round(varied.mean() / 255, 4), round(varied.std() / 255, 4))
     assert (found.resolution, found.channels, found.architecture) == (8, 3, "small")
     assert found.mean == pytest.approx(images.mean() / 255, abs=1e-4)
     assert found.std == pytest.approx(images.std() / 255, abs=1e-4)

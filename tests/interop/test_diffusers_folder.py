@@ -216,7 +216,7 @@ def test_nothing_is_left_of_a_failure(twins: Cascade, tmp_path: Path, monkeypatc
     def full(*arguments: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cascaded_diffusion.interop.diffusers_folder.save_file", full)
+    monkeypatch.setattr("cascaded_diffusion.interop.diffusers_folder.write_tensors", full)
     with pytest.raises(OSError, match="No space"):
         export_diffusers(twins, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -127,13 +127,30 @@ def test_what_the_schedulers_lack_is_named(diffusion: dict[str, Any], words: str
 
 
 def test_sampling_settings_that_become_others_are_told() -> None:
-    assert not list(scheduler_notes(SamplingConfig(sampler="ddim", steps="ddim25")))
-    notes = list(scheduler_notes(SamplingConfig(sampler="heun", steps="10,20", extension=True)))
+    config = config_of({})
+    assert not list(scheduler_notes(config, SamplingConfig(sampler="ddim", steps="ddim25")))
+    assert not list(scheduler_notes(config, SamplingConfig(sampler="ancestral", steps=30)))
+    assert list(scheduler_notes(config, SamplingConfig(sampler="ancestral", steps="10,20"))) == [
+        "steps 10,20 become 30 even ones"
+    ]
+    notes = list(scheduler_notes(config, SamplingConfig(sampler="heun", steps="10,20", extension=True)))
     assert notes == [
         "sampler heun becomes DDIM",
-        "steps 10,20 become 30 even ones",
+        "steps 10,20, from 1000 down, become every 33-th from 958 down",
         "the sampling-step extension is left out",
     ]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps", "top"), [("ddim", 50, 981), ("ddim", "ddim48", 941), ("ancestral", "ddim48", 941)]
+)
+def test_steps_that_end_lower_there_are_told(sampler: Any, steps: int | str, top: int) -> None:
+    config, sampling = config_of({}), SamplingConfig(sampler=sampler, steps=steps)
+    (note,) = scheduler_notes(config, sampling)
+    assert note.endswith(f"from {top} down")
+    scheduler = scheduler_of(config, sampling)
+    scheduler.set_timesteps(whole_steps(sampling))
+    assert int(scheduler.timesteps[0]) + 1 == top
 
 
 DDPM = {"_class_name": "DDPMScheduler", "_diffusers_version": "0.42.1"}

@@ -29,7 +29,7 @@ def test_the_recipe_can_be_exported(tmp_path: Path) -> None:
         if stage.conditioning is not None:
             raw["conditioning"]["low_resolution"] = 16
         config = StageConfig.model_validate(raw)
-        assert not [*export_faults(config), *scheduler_faults(config), *scheduler_notes(config.sampling)]
+        assert not [*export_faults(config), *scheduler_faults(config), *scheduler_notes(config, config.sampling)]
         with torch.device("meta"):
             model = diffusers.UNet2DModel(**export_config(config).model_dump())
             network = build_network(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounter
+from torch._functorch.compilers import nop
 
 from cascaded_diffusion.diffusion.denoiser import Diffusion, DiffusionConfig
 from cascaded_diffusion.networks import compiling
@@ -179,6 +182,47 @@ def test_a_compiler_that_fails_is_told_once_and_done_without(monkeypatch: pytest
     with pytest.raises(Exception, match="no compiler here"):
         compiled(network, "on", CPU, backend=broken)(**values)
     torch._dynamo.reset()
+
+
+def test_a_backward_graph_that_does_not_compile_is_done_without_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    monkeypatch.setattr(compiling, "wants_compiling", lambda choice, device: True)
+    monkeypatch.setattr(torch._functorch.config, "force_non_lazy_backward_lowering", False)
+
+    def broken(graph: object, examples: object) -> Callable[..., Any]:
+        raise RuntimeError("no way back")
+
+    network = small()
+    call = compiled(network, "auto", CPU, backend=aot_autograd(fw_compiler=nop, bw_compiler=broken))
+    with pytest.warns(UserWarning, match="no way back"):
+        training_loss(call)(inputs(network)).sum().backward()
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("sizes", [(2, 4), (4, 2)])
+def test_half_a_batch_is_not_filled_up(sizes: tuple[int, int]) -> None:
+    """Guidance in an interval calls with one row an image outside of it, and two within."""
+    seen: list[int] = []
+    call = compiling._FilledUp(lambda x: seen.append(len(x)) or x)  # type: ignore[func-returns-value]
+    for n in (*sizes, 1, 3, 2):
+        assert len(call(torch.zeros(n, 1, 2, 2))) == n
+    assert seen == [*sizes, 2, 4, 2]
+
+
+def test_after_a_batch_that_did_not_fit_smaller_ones_are_tried_as_they_are() -> None:
+    seen: list[int] = []
+
+    def call(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        if len(x) > 2:
+            raise torch.OutOfMemoryError
+        return x
+
+    filled = compiling._FilledUp(call)
+    for n in (8, 4, 2):
+        with contextlib.suppress(torch.OutOfMemoryError):
+            filled(torch.zeros(n, 1, 2, 2))
+    assert seen == [8, 4, 2]
 
 
 def test_the_compilers_cache_outlasts_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,9 @@ def test_a_death_while_writing_leaves_no_checkpoint(name: str, tmp_path: Path, m
             raise KeyboardInterrupt
         original(*args, **kwargs)
 
-    place = {"optimizer.pt": (torch, "save"), "manifest.json": (module, "write_json")}.get(name, (module, "save_file"))
+    place = {"optimizer.pt": (torch, "save"), "manifest.json": (module, "write_json")}.get(
+        name, (module, "write_tensors")
+    )
     original = getattr(*place)
     monkeypatch.setattr(*place, die)
     with pytest.raises(KeyboardInterrupt):

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -281,6 +282,47 @@ def test_out_of_memory_says_what_to_change_and_everything_is_saved(
     weights = _weights(tmp_path)
     for name, value in undisturbed.items():
         torch.testing.assert_close(weights[name], value, rtol=0, atol=3e-3)  # three of Adam's steps of 1e-3
+
+
+def test_every_process_knows_what_stands(
+    tmp_path: Path, config: StageConfig, colour_data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 1 writes nothing; it hears from rank 0 what was written."""
+    state = Trainer(config, colour_data, CPU).state
+    keeper = module.Keeper(tmp_path, state, colour_data)
+    state.images = 40
+    monkeypatch.setattr(module, "from_main", lambda write: tmp_path / "checkpoints" / "000000000024")
+    keeper.checkpoint()
+    assert keeper.what_stands().startswith("the checkpoint at 24 images stands, 16 images")
+
+
+def test_a_search_for_what_fits_lets_go_of_what_did_not(
+    config: StageConfig, colour_data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And if nothing fits, the advice is about the last try."""
+    config = config.model_copy(update={"training": config.training.model_copy(update={"micro_batch": "auto"})})
+    trainer, tried, held = Trainer(config, colour_data, CPU), [], []
+
+    class Parameter:
+        shape = (3,)
+
+        def new_empty(self, shape: tuple[int, ...]) -> Tensor:
+            assert all(one() is None for one in held)
+            tensor = torch.empty(shape)
+            held.append(weakref.ref(tensor))
+            return tensor
+
+    def too_large(size: int, *, last: bool) -> None:
+        tried.append(size)
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(trainer, "_local", lambda: [Parameter()])
+    monkeypatch.setattr(trainer, "_try", too_large)
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.warm_up()
+    assert tried == [8, 4, 2, 1]
+    assert len(held) == 4
+    assert trainer.memory_advice().endswith("with 1 images a forward pass; the network is too large for this device")
 
 
 @pytest.mark.parametrize(

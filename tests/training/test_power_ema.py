@@ -173,6 +173,16 @@ def test_any_length_after_training(
     assert torch.equal(stage.network.stem.weight, between["stem.weight"])
 
 
+def test_a_length_that_was_asked_for_later_does_not_spoil_the_others(
+    config: StageConfig, colour_data: PreparedData, tmp_path: Path
+) -> None:
+    """The snapshots before it lack it, and are used for what they have."""
+    first = config.model_copy(update={"training": config.training.model_copy(update={"power_ema": (0.05,)})})
+    train(first, colour_data, tmp_path / "run", device=CPU, max_images=32)
+    train(config, colour_data, tmp_path / "run", device=CPU, allow_changes=True)
+    assert averaged_weights(find_checkpoint(tmp_path / "run"), "0.08")[1] == "0.08"
+
+
 def test_lengths_that_cannot_be_had_are_refused(run: Path, tiny_runs: dict[str, Path], tmp_path: Path) -> None:
     folder = find_checkpoint(run)
     with pytest.raises(UserError, match=r"--ema: 0.29 is not a relative length; allowed: above 0, up to 0.288"):

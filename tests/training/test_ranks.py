@@ -31,6 +31,7 @@ IMAGES, BATCH = 96, 12
 def recipe(tmp_path_factory: pytest.TempPathFactory, sr_config: Configure) -> Path:
     """An SR stage with a batch that two processes halve and whose halves the micro-batch does not divide."""
     training = {"images": IMAGES, "batch_size": BATCH, "micro_batch": 4, "log_every": BATCH, "checkpoint_every": 24}
+    training["augment"] = 0.3  # what the network is told of it must reach every pass
     config = sr_config(16, low=8, network={"attention": [8]}, training={**training, "keep_checkpoints": None})
     recorded = ("channels", "classes", "class_names", "flip", "format_version")
     stage = {key: value for key, value in config.model_dump(mode="json").items() if key not in recorded}

@@ -100,7 +100,7 @@ DEATHS = [
     ("cascaded_diffusion.training.run:write_json", 1),  # recording the settings
     ("cascaded_diffusion.files:os.replace", 1),  # settings whole, not yet under their name
     ("torch.optim.adam:Adam.step", 2),  # before the first checkpoint
-    ("cascaded_diffusion.training.checkpoint:save_file", 2),  # weights written, no average
+    ("cascaded_diffusion.training.checkpoint:write_tensors", 2),  # weights written, no average
     ("cascaded_diffusion.training.checkpoint:torch.save", 2),  # the second checkpoint, averages written
     ("cascaded_diffusion.training.checkpoint:write_json", 1),  # all but the manifest written
     ("cascaded_diffusion.training.checkpoint:Path.rename", 1),  # all written, not yet under its name

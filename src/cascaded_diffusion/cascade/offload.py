@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ class OffloadedStages:
     """The weights of several stages in host memory, pinned for CUDA; on the device those of the stage at work.
 
     While a stage works, the next one's weights are copied beside it if there is room. Weights do not change in
-    sampling, so nothing is ever copied back.
+    sampling, so nothing is ever copied back. Use it as a context manager: leaving it lets go of what was fetched for
+    nothing.
     """
 
     def __init__(self, stages: Sequence[Stage], device: torch.device) -> None:
@@ -41,6 +43,12 @@ class OffloadedStages:
         self._host = {stage.name: self._to_host(stage) for stage in stages}
         self._fetched: dict[str, list[Tensor]] = {}
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._fetched.clear()
 
     def _to_host(self, stage: Stage) -> list[Tensor]:
         host = []

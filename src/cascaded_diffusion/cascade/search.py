@@ -113,6 +113,8 @@ def prepare_search(
     sweep = sweep or Sweep()
     if num < 2:
         raise UserError(f"num: {num} is not allowed; give a number from 2")
+    if cascade.offloaded is not None:
+        raise UserError("offload: a search does not go with it; allowed for a cascade that is on its device whole")
     first_batch_size(batch_size)
     choices = pick_stages(cascade, stage, sweep)
     points = {name: points_of(cascade, name, found, cascade.defaults) for name, found in choices.items()}

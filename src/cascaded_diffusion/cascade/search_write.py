@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cascaded_diffusion.cascade.manifest import MANIFEST_FILE, CascadeManifest, StageEntry, verify_stage
+from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.cascade.search_store import SearchRecord, StageResult
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import new_folder, write_json
@@ -64,7 +65,10 @@ def _entry_with_best(entry: StageEntry, result: StageResult, record: SearchRecor
     best = result.winner
     if best is None:
         raise ValueError(f"{result.stage}: its search is not finished")
-    chosen = {name: getattr(best.settings[result.stage], name) for name in result.swept}
+    # What the search could not take from the defaults, such as truncated where that is not to be had, goes along.
+    settings = best.settings[result.stage]
+    tied = [name for name in ("augmentation", "s") if getattr(settings, name) != getattr(entry.sampling, name)]
+    chosen = {name: getattr(settings, name) for name in (*result.swept, *tied)}
     request = record.request
     search: dict[str, Any] = {
         "chosen": best.label,
@@ -81,7 +85,7 @@ def _entry_with_best(entry: StageEntry, result: StageResult, record: SearchRecor
     }
     return entry.model_copy(
         update={
-            "sampling": entry.sampling.model_copy(update=chosen),
+            "sampling": SamplingConfig.model_validate(entry.sampling.model_dump() | chosen),
             "provenance": {**entry.provenance, "search": search},
         }
     )

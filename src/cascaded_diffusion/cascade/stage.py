@@ -9,7 +9,6 @@ from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, ValidationError, model_validator
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cascaded_diffusion.cascade.sampling import SamplingConfig
@@ -18,7 +17,7 @@ from cascaded_diffusion.config import ClassNames, Name, StrictModel, explain
 from cascaded_diffusion.diffusion.denoiser import Diffusion, DiffusionConfig, NetworkCall
 from cascaded_diffusion.diffusion.schedule import Schedule
 from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.files import open_as_usual, read_json, write_json
+from cascaded_diffusion.files import read_json, write_json
 from cascaded_diffusion.networks.compiling import CompileChoice, cuda_graphs
 from cascaded_diffusion.networks.unet import NetworkConfig, UNet
 from cascaded_diffusion.precision import autocast, bf16_is_native
@@ -26,6 +25,7 @@ from cascaded_diffusion.reading.plain import refuse_outside
 from cascaded_diffusion.reading.tensors import TensorFacts, check_fit, read_tensors, without_memory
 from cascaded_diffusion.training.config import TrainingConfig
 from cascaded_diffusion.training.geometry import AUGMENT_FEATURES
+from cascaded_diffusion.writing import write_tensors
 
 __all__ = ["Stage", "StageConfig", "StageRecipe", "build_network", "empty_network", "fill_network", "load_weights"]
 
@@ -277,9 +277,8 @@ class Stage:
         if self._rounded:
             raise UserError(f"{self.name}: accelerate(precision=bf16) has rounded its weights for good; save it before")
         folder.mkdir(parents=True, exist_ok=True)
-        state = {key: value.to(dtype).contiguous() for key, value in self.network.state_dict().items()}
-        save_file(state, folder / WEIGHTS_FILE)
-        open_as_usual(folder / WEIGHTS_FILE)
+        state = {key: value.to(dtype) for key, value in self.network.state_dict().items()}
+        write_tensors(state, folder / WEIGHTS_FILE)
         write_json(folder / CONFIG_FILE, self.config.model_dump(mode="json"))
         if self.guide is not None:
             self.guide.save(folder / GUIDE_FOLDER, dtype=dtype)
@@ -307,7 +306,7 @@ class Stage:
             for module in self.network.modules():
                 if isinstance(module, nn.Conv2d | nn.Linear):
                     module.to(torch.bfloat16)
-        self._precision = precision
+        self._precision = "bf16" if self._rounded else precision  # what is rounded stays so
         self._call = cuda_graphs(self.network, compile, device)
         if self.guide is not None:
             self.guide.accelerate(compile=compile, precision=precision)

@@ -145,7 +145,7 @@ def sample_batches(
             results[name][start:stop] = part
 
     waiting = _Waiting(finish)
-    with waiting:
+    with waiting, offloaded or contextlib.nullcontext():
         for start in range(0, len(labels), batches.block):
             stop = min(start + batches.block, len(labels))
             kept = None if keep is None else keep.load(start, stop)

@@ -41,7 +41,6 @@ def train_classifier_command(
     Its last hidden layer is a feature space for Frechet distances on your own data: give FOLDER to the --features of
     cdm evaluate and cdm search. Below 64 pixels it is a small residual network, from there up ResNet-50.
     """
-    import numpy as np
 
     from cascaded_diffusion.cli.progress import ProgressDisplay
     from cascaded_diffusion.data.prepared import PreparedData
@@ -75,7 +74,7 @@ def train_classifier_command(
     accuracy = None
     if "val" in prepared.splits:
         val = prepared.split("val")
-        accuracy = measure_accuracy(predict(tested, np.asarray(val.images(side)))[0], val.labels)
+        accuracy = measure_accuracy(predict(tested, val.images(side))[0], val.labels)
     told = _provenance(prepared, side, training.model_dump(mode="json"), accuracy)
     described = Classifier(tested.config.model_copy(update={"provenance": told}))
     described.load_state_dict(tested.state_dict())
@@ -91,13 +90,12 @@ def train_classifier_command(
 def _provenance(data: PreparedData, side: int, training: dict[str, Any], accuracy: Accuracy | None) -> dict[str, Any]:
     import torch
 
-    from cascaded_diffusion.data.manifest import images_file
     from cascaded_diffusion.version import VERSION
 
     scores = None if accuracy is None else {"top1": accuracy.top1, "per_class": accuracy.per_class, "n": accuracy.count}
     return {
         "data": data.manifest.source,
-        "images_sha256": data.manifest.files[images_file("train", side)],
+        "images_sha256": data.manifest.files[data.manifest.images_file("train", side)],
         "training": training,
         "validation": scores,
         "versions": {"cascaded_diffusion": VERSION, "torch": torch.__version__},

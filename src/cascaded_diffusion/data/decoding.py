@@ -152,9 +152,12 @@ def _with_image(opened: Callable[[], IO[bytes]], use: Callable[[Image.Image], Re
 
 def _is_grey(image: Image.Image) -> bool:
     if image.mode == "P" and image.palette is not None:
-        entry = len(image.palette.rawmode or image.palette.mode)  # bytes of one palette entry; some have a filler
+        mode, _, order = (image.palette.rawmode or image.palette.mode).partition(";")
+        entry = len(mode)  # bytes of one palette entry; some have a filler
         flat = np.frombuffer(bytes(image.palette.palette), np.uint8)
-        colours = flat[: len(flat) // entry * entry].reshape(-1, entry)[:, :3]
+        flat = flat[: len(flat) // entry * entry]
+        # "RGB;L": all of red, then all of green, then all of blue.
+        colours = (flat.reshape(entry, -1).T if order == "L" else flat.reshape(-1, entry))[:, :3]
         return bool((colours == colours[:, :1]).all())
     return image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;16")
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cascaded_diffusion.data.shards import MAX_MEMBER
 from cascaded_diffusion.data.sources import Bad
 from cascaded_diffusion.data.streams import Columns, Label, Part, Record, Stream
 from cascaded_diffusion.errors import UserError
@@ -27,6 +28,7 @@ _FORMS = ("parquet", "arrow", "imagefolder", "webdataset")
 _VAL_NAMES = ("val", "validation", "valid", "dev", "test")  # the first that is there becomes val
 _LABEL_NAMES = ("label", "labels", "class", "cls", "target", "category")
 _IMAGE_NAMES = ("image", "img")
+_ARCHIVES = ("zip://", "tar://", "gzip://", "bz2://", "xz://", "zstd://", "lz4://")  # what a file in a file is in
 
 
 @dataclass(frozen=True)
@@ -295,10 +297,13 @@ class _Rows:
             return bytes(content)
         if not isinstance(path, str):
             return Bad("no image in this row")
-        if path.rpartition("::")[2] not in self.files:  # a row must not point at anything else on this disk or the net
+        # "zip://a.png::FILE" is a.png in FILE. A row must not point at anything else on this disk or the net.
+        *within, outermost = path.split("::")
+        if outermost not in self.files or not all(hop.startswith(_ARCHIVES) for hop in within):
             return Bad(f"its path {path} is not among the data set's files")
         with self.datasets.utils.file_utils.xopen(path, "rb") as file:
-            return bytes(file.read())
+            found = bytes(file.read(MAX_MEMBER + 1))
+        return found if len(found) <= MAX_MEMBER else Bad(f"its file {path} has more than {MAX_MEMBER} bytes")
 
 
 def _files(builder: Any, split: str) -> dict[str, None]:

@@ -134,7 +134,7 @@ class _Members:
                         self.found = True
                         yield {"fname": member.name, "data": self._data(tar, member), "__url__": str(self.shard)}
                     self.last = member.name
-        except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
             self.damage = Bad(f"the rest of the shard cannot be read ({_one_line(error)})")
 
     def refuse(self, error: Exception) -> bool:
@@ -179,7 +179,7 @@ def _label(sample: dict[str, Any]) -> Label | Bad:
         value = text if "cls" in sample else json.loads(text).get("label")
         if "cls" in sample and re.fullmatch(r"-?[0-9]{1,9}", text):
             value = int(text)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, AttributeError) as error:
+    except (ValueError, RecursionError, AttributeError) as error:
         return Bad(f"its class cannot be read ({_one_line(error)})")
     if isinstance(value, str):
         if not value or not value.isprintable():

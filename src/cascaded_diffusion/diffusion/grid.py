@@ -16,7 +16,16 @@ from cascaded_diffusion.diffusion.levels import sigma_levels
 from cascaded_diffusion.diffusion.schedule import Level, Schedule
 from cascaded_diffusion.errors import UserError
 
-__all__ = ["SigmaGrid", "Steps", "even_steps", "extension_grid", "sampling_grid", "sectioned_steps", "strided_steps"]
+__all__ = [
+    "SigmaGrid",
+    "Steps",
+    "discrete_steps",
+    "even_steps",
+    "extension_grid",
+    "sampling_grid",
+    "sectioned_steps",
+    "strided_steps",
+]
 
 Steps = int | str
 """A number of steps, or for discrete schedules ``"10,20,30"`` (sections) or ``"ddimN"`` (an integer stride)."""
@@ -82,12 +91,16 @@ def _positive(word: str, given: Steps) -> int:
     return int(word)
 
 
-def _discrete_steps(timesteps: int, steps: Steps) -> list[int]:
+def discrete_steps(timesteps: int, steps: Steps) -> list[int]:
+    """The steps among 1..T, ascending, that a number, sections or ``ddimN`` stand for; ``UserError`` if they cannot."""
     text = str(steps)
     if text.startswith("ddim"):
         return strided_steps(timesteps, _positive(text[4:], steps))
     counts = [_positive(word, steps) for word in text.split(",")]
     if len(counts) > 1:
+        if counts[-1] == 1:
+            # It would be the section's first step, far from the noise that sampling starts from.
+            raise UserError(f"steps: {steps} has one step in the last section; allowed there: 2 or more")
         return sectioned_steps(timesteps, counts)
     if counts[0] > timesteps:
         raise UserError(
@@ -171,7 +184,7 @@ def _whole_grid(
     if sigmas is not None:
         raise UserError("grid: levels even in sigma or log SNR need a stage trained in continuous time")
     k_stop = round(end.time * timesteps)
-    ascending = _discrete_steps(timesteps, steps)
+    ascending = discrete_steps(timesteps, steps)
     kept = ascending[bisect.bisect_right(ascending, k_stop) :]
     return [schedule.level(k / timesteps) for k in reversed(kept)] + [end]
 

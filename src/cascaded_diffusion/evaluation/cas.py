@@ -159,7 +159,7 @@ def classification_accuracy_score(
     resolution = images.shape[1]
     chosen = _like_counted(train.labels, labels, classes)
     shape = config_for(train.images(resolution), classes, train.data.class_names)
-    test = np.asarray(val.images(resolution))
+    test = val.images(resolution)
 
     def on_samples() -> Accuracy:
         told = None if watch is None else lambda seen, total: watch("classifier on samples", seen, total)

@@ -50,16 +50,28 @@ class ClassifierTraining(StrictModel):
 
 def config_for(images: ImageRows, classes: int, class_names: Sequence[str] | None = None) -> ClassifierConfig:
     """The classifier for uint8 (N, R, R, C) images: network by resolution, mean and std from 10,000 of them."""
-    some = np.asarray(images[:10_000], np.float64) / 255
+    mean, std = _mean_and_std(images)
     return ClassifierConfig(
         architecture=default_architecture(images.shape[1]),
         resolution=images.shape[1],
         channels=images.shape[3],
         classes=classes,
         class_names=None if class_names is None else tuple(class_names),
-        mean=round(float(some.mean()), 4),
-        std=max(round(float(some.std()), 4), 1e-4),
+        mean=round(mean, 4),
+        std=max(round(std, 4), 1e-4),
     )
+
+
+def _mean_and_std(images: ImageRows, most: int = 10_000, block: int = 100) -> tuple[float, float]:
+    """Of the first images' values in [0, 1], from whole sums: as floating-point numbers they would fill the memory."""
+    count, total, squares = 0, 0, 0
+    for start in range(0, min(len(images), most), block):
+        some = np.asarray(images[start : min(start + block, most)])
+        count += some.size
+        total += int(some.sum(dtype=np.int64))
+        squares += int(np.square(some, dtype=np.int64).sum())
+    mean = total / count
+    return mean / 255, (squares / count - mean**2) ** 0.5 / 255
 
 
 def _varied(images: Tensor, index: Tensor, training: ClassifierTraining) -> Tensor:
@@ -169,7 +181,7 @@ def _check(images: ImageRows, labels: np.ndarray, config: ClassifierConfig) -> N
 
 @torch.no_grad()
 def predict(
-    classifier: Classifier, images: np.ndarray, *, batch_size: int = 500, with_features: bool = False
+    classifier: Classifier, images: ImageRows, *, batch_size: int = 500, with_features: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """Logits (N, K) of uint8 (N, R, R, C) images and, if asked for, features (N, D): float32, on the CPU."""
     device = next(classifier.parameters()).device

@@ -12,14 +12,14 @@ from typing import Literal, Self
 
 import torch
 from pydantic import Field, ValidationError, model_validator
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cascaded_diffusion.config import ClassNames, Facts, StrictModel, explain
 from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.files import new_folder, open_as_usual, read_json, sha256_of, write_json
+from cascaded_diffusion.files import new_folder, read_json, sha256_of, write_json
 from cascaded_diffusion.reading.plain import refuse_outside
 from cascaded_diffusion.reading.tensors import read_tensors, without_memory
+from cascaded_diffusion.writing import write_tensors
 
 __all__ = [
     "Classifier",
@@ -169,11 +169,10 @@ def save_classifier(classifier: Classifier, folder: Path, *, half: bool = False)
     """Write ``config.json`` and ``model.safetensors`` to a new folder; ``half`` stores 16-bit weights."""
 
     def stored(value: Tensor) -> Tensor:
-        return (value.half() if half and value.is_floating_point() else value).cpu().contiguous()
+        return (value.half() if half and value.is_floating_point() else value).cpu()
 
     with new_folder(folder) as place:
-        save_file({key: stored(value) for key, value in classifier.state_dict().items()}, place / _WEIGHTS)
-        open_as_usual(place / _WEIGHTS)
+        write_tensors({key: stored(value) for key, value in classifier.state_dict().items()}, place / _WEIGHTS)
         write_json(place / _CONFIG, classifier.config.model_dump(mode="json"))
 
 

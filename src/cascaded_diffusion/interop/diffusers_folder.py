@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from safetensors.torch import save_file
 
 from cascaded_diffusion.cascade.chain import Cascade
 from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.cascade.stage import Stage, StageConfig
 from cascaded_diffusion.config import explain
 from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.files import new_folder, open_as_usual, read_json, sha256_of, write_json
+from cascaded_diffusion.files import new_folder, read_json, sha256_of, write_json
 from cascaded_diffusion.interop.diffusers_scheduler import (
     export_scheduler,
     import_scheduler,
@@ -38,6 +37,7 @@ from cascaded_diffusion.interop.diffusers_unet import (
 from cascaded_diffusion.interop.foreign import load_foreign_checkpoint
 from cascaded_diffusion.interop.stage_folder import ImportedStage
 from cascaded_diffusion.networks.unet import UNet
+from cascaded_diffusion.writing import write_tensors
 
 __all__ = ["export_diffusers", "import_diffusers", "load_diffusers_unet"]
 
@@ -87,7 +87,11 @@ def export_diffusers(cascade: Cascade, out: str | Path) -> list[str]:
         example = resources.files("cascaded_diffusion.interop").joinpath(EXAMPLE_FILE).read_text(encoding="utf-8")
         (folder / EXAMPLE_FILE).write_text(example, encoding="utf-8")
         (folder / "README.md").write_text(_readme(stages), encoding="utf-8")
-    return [f"{stage.name}: {note}" for stage in stages for note in scheduler_notes(cascade.defaults[stage.name])]
+    return [
+        f"{stage.name}: {note}"
+        for stage in stages
+        for note in scheduler_notes(stage.config, cascade.defaults[stage.name])
+    ]
 
 
 def _write_stage(folder: Path, stage: Stage, sampling: SamplingConfig) -> None:
@@ -97,8 +101,7 @@ def _write_stage(folder: Path, stage: Stage, sampling: SamplingConfig) -> None:
     write_json(unet / CONFIG_FILE, {"_class_name": "UNet2DModel", "_diffusers_version": _FORMAT_OF} | config)
     weights = export_weights(stage.network, no_class=no_class_row(stage.config) is not None)
     weights = {name: value.cpu() for name, value in weights.items()}
-    save_file(weights, unet / WEIGHTS_FILE, metadata={"format": "pt"})
-    open_as_usual(unet / WEIGHTS_FILE)
+    write_tensors(weights, unet / WEIGHTS_FILE, metadata={"format": "pt"})
     write_json(scheduler / SCHEDULER_FILE, _scheduler_file(stage.config, sampling))
     # UNet2DModel is told of no geometric augmentation; nor is a sample, so that leaving the embedding out changes none.
     training = stage.config.training.model_copy(update={"augment": 0.0})

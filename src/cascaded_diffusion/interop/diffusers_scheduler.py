@@ -12,6 +12,7 @@ from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.cascade.stage import StageConfig
 from cascaded_diffusion.config import explain
 from cascaded_diffusion.diffusion.denoiser import Diffusion, DiffusionConfig
+from cascaded_diffusion.diffusion.grid import discrete_steps
 from cascaded_diffusion.diffusion.schedule import Schedule, ScheduleConfig
 from cascaded_diffusion.errors import UserError
 
@@ -55,14 +56,26 @@ def scheduler_faults(config: StageConfig) -> Iterator[str]:
         yield f"diffusion.rescale_steps: true with {schedule.timesteps} timesteps; allowed: false, or 1000 timesteps"
 
 
-def scheduler_notes(sampling: SamplingConfig) -> Iterator[str]:
-    """What of a stage's default sampling settings a scheduler does otherwise."""
+def scheduler_notes(config: StageConfig, sampling: SamplingConfig) -> Iterator[str]:
+    """What of a stage's default sampling settings a scheduler does otherwise; the stage has no fault."""
     if sampling.sampler not in ("ancestral", "ddim"):
         yield f"sampler {sampling.sampler} becomes DDIM"
-    if "," in str(sampling.steps):
-        yield f"steps {sampling.steps} become {whole_steps(sampling)} even ones"
+    count = whole_steps(sampling)
+    if _is_strided(sampling):
+        # diffusers takes every (T // N)-th step from the first, whatever that leaves out at the top.
+        timesteps = config.diffusion.noise_schedule.timesteps or count
+        here, there = discrete_steps(timesteps, sampling.steps), range(1, timesteps + 1, timesteps // count)[:count]
+        if here != list(there):
+            yield f"steps {sampling.steps}, from {here[-1]} down, become every {there.step}-th from {there[-1]} down"
+    elif "," in str(sampling.steps):
+        yield f"steps {sampling.steps} become {count} even ones"
     if sampling.extension:
         yield "the sampling-step extension is left out"
+
+
+def _is_strided(sampling: SamplingConfig) -> bool:
+    """Whether a scheduler takes its steps by an integer stride: DDIM there knows nothing else."""
+    return sampling.sampler != "ancestral" or str(sampling.steps).startswith("ddim")
 
 
 def whole_steps(sampling: SamplingConfig) -> int:
@@ -93,7 +106,7 @@ def export_scheduler(config: StageConfig, sampling: SamplingConfig) -> dict[str,
         "dynamic_thresholding_ratio": sampling.dynamic_threshold or 0.995,
         "sample_max_value": _UNLIMITED,
         "steps_offset": 0,
-        "timestep_spacing": "linspace" if ancestral and not str(sampling.steps).startswith("ddim") else "leading",
+        "timestep_spacing": "leading" if _is_strided(sampling) else "linspace",
         "rescale_betas_zero_snr": False,
     }
     if ancestral:

@@ -67,42 +67,55 @@ class _OrPlain:
 
     def __init__(self, call: Callable[..., Tensor], network: nn.Module) -> None:
         self._call, self._network = call, network
-        self._tried = False
+        # The backward graph is compiled with the forward one, so that both can fail here, not in loss.backward().
+        torch._functorch.config.force_non_lazy_backward_lowering = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        if self._tried:
-            return self._call(*args, **kwargs)
         try:
-            out = self._call(*args, **kwargs)
+            out: Tensor = self._call(*args, **kwargs)
+            return out
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
             line = " ".join(str(error).split())[:300]
             warnings.warn(f"torch.compile failed ({line}); the network runs uncompiled, slower", stacklevel=2)
             self._call = self._network
-            out = self._network(*args, **kwargs)
-        self._tried = True
-        return out
+        plain: Tensor = self._call(*args, **kwargs)
+        return plain
 
 
 class _FilledUp:
-    """Gives a network batches of one size alone."""
+    """Gives a network batches of one size alone, and of half of it: guidance in an interval calls with both."""
 
     def __init__(self, call: Callable[..., Tensor]) -> None:
         self._call = call
-        self._size = 0
+        self._largest, self._halved = 0, False
 
     def __call__(self, x: Tensor, *args: Tensor, **kwargs: Tensor | None) -> Tensor:
         n = len(x)
-        self._size = max(self._size, n)
-        x, *args = (self._filled(value) for value in (x, *args))  # type: ignore[assignment]
-        kwargs = {key: None if value is None else self._filled(value) for key, value in kwargs.items()}
+        size = self._size(n)
+        x, *args = (_filled(value, size) for value in (x, *args))  # type: ignore[assignment]
+        kwargs = {key: None if value is None else _filled(value, size) for key, value in kwargs.items()}
         if x.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
-        out = self._call(x, *args, **kwargs)
+        try:
+            out = self._call(x, *args, **kwargs)
+        except BaseException:
+            # Out of memory, perhaps: a smaller batch must not be filled up to what did not fit.
+            self._largest, self._halved = 0, False
+            raise
         # A recorded graph answers into the same memory every time.
         return out[:n].clone() if x.device.type == "cuda" else out[:n]
 
-    def _filled(self, value: Tensor) -> Tensor:
-        """Repeats the first row; always in the same memory layout, for each would be a graph of its own."""
-        if len(value) < self._size:
-            value = torch.cat([value, value[:1].expand(self._size - len(value), *value.shape[1:])])
-        return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
+    def _size(self, n: int) -> int:
+        if n > self._largest:
+            self._halved, self._largest = n == 2 * self._largest, n
+        elif 2 * n == self._largest:
+            self._halved = True
+        half = self._largest // 2
+        return half if self._halved and n <= half else self._largest
+
+
+def _filled(value: Tensor, size: int) -> Tensor:
+    """Repeats the first row; always in the same memory layout, for each would be a graph of its own."""
+    if len(value) < size:
+        value = torch.cat([value, value[:1].expand(size - len(value), *value.shape[1:])])
+    return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value

@@ -7,27 +7,25 @@ hashes, told of, and put aside under a name that starts with a dot.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from cascaded_diffusion.cascade.stage import load_weights
 from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.files import open_as_usual, read_json, sha256_of, sync_folder, write_json
+from cascaded_diffusion.files import read_json, sha256_of, sync_folder, write_json
 from cascaded_diffusion.reading.plain import refuse_outside
 from cascaded_diffusion.reading.torch_file import TORCH_DAMAGE, check_torch_file
 from cascaded_diffusion.training.snapshots import is_length, power_weights
+from cascaded_diffusion.writing import write_tensors
 
 __all__ = [
     "Whole",
@@ -50,7 +48,6 @@ WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.pt"
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
-_LONGEST_NAME = 255  # bytes; no file system here takes a longer one, and asking for it is an error of the system's
 _NAME = re.compile("[0-9]{1,18}")
 _LONGEST_NAME = 255  # bytes; no file system here takes a longer one, and asking for it is an error of the system's
 _MOMENTS, _TENSOR_OVERHEAD, _FILE_OVERHEAD = 2, 2048, 2**20
@@ -86,23 +83,6 @@ def remove_leftovers(run: Path) -> None:
             shutil.rmtree(leftover)
 
 
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _system_errors() -> Iterator[None]:
-    """Give what safetensors makes of a full or failing disk back its proper kind."""
-    try:
-        yield
-    except SafetensorError as error:
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-
-
 class _Sink(io.FileIO):
     """A file that remembers why a write failed: torch tells only that one did."""
 
@@ -123,6 +103,7 @@ def _save_optimizer(optimizer: Mapping[str, Any], path: Path) -> None:
     with _Sink(path, "w") as file:
         try:
             torch.save(dict(optimizer), file)
+            os.fsync(file.fileno())
         except RuntimeError:
             if file.problem is None:
                 raise
@@ -136,15 +117,11 @@ def _write_files(
     optimizer: Mapping[str, Any],
 ) -> dict[str, str]:
     """Write everything but the manifest, see that it is on disk, and read it back: name to SHA-256."""
-    with _system_errors():
-        save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS)
-        for half_life, average in averages.items():
-            save_file({name: value.contiguous() for name, value in average.items()}, folder / ema_file(half_life))
+    write_tensors(weights, folder / WEIGHTS)
+    for half_life, average in averages.items():
+        write_tensors(average, folder / ema_file(half_life))
     _save_optimizer(optimizer, folder / OPTIMIZER)
     names = [WEIGHTS, *map(ema_file, averages), OPTIMIZER]
-    for name in names:
-        open_as_usual(folder / name)
-        _flush(folder / name)
     return {name: sha256_of(folder / name) for name in names}
 
 

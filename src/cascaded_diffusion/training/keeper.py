@@ -109,13 +109,15 @@ class Keeper:
         """
         parts = self._state.gather()
 
-        def write() -> None:
+        def write() -> Path | None:
             try:
                 self._save(parts)
             except OSError as error:
                 self._missed("checkpoint", f"{reason(error)}; {self.what_stands()}")
+            return self._saved
 
-        from_main(write)
+        # Every process may come to tell what stands.
+        self._saved = from_main(write)
 
     def snapshot(self) -> None:
         """Keep the power-function averages as they are now; every process must ask for it."""
@@ -183,7 +185,8 @@ class Keeper:
             self._finish_log()
             return self._saved
 
-        return from_main(write)
+        self._saved = from_main(write)
+        return self._saved
 
     def _finish_log(self) -> None:
         try:

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.files import open_as_usual, read_json, sha256_of, sync_folder, write_json
+from cascaded_diffusion.files import read_json, sha256_of, sync_folder, write_json
 from cascaded_diffusion.reading.plain import refuse_outside
 from cascaded_diffusion.reading.tensors import read_tensors
 from cascaded_diffusion.training.power_ema import WIDEST, Profile, gamma_of, power_name, reconstruct
+from cascaded_diffusion.writing import write_tensors
 
 __all__ = ["drop_snapshots_after", "is_length", "power_weights", "write_snapshot"]
 
@@ -55,8 +55,7 @@ def write_snapshot(run: Path, images: int, averages: Mapping[str, Mapping[str, T
         hashes = {}
         for name, weights in averages.items():
             path = temporary / f"{name}.safetensors"
-            save_file({key: value.contiguous() for key, value in weights.items()}, path)
-            open_as_usual(path)
+            write_tensors(weights, path)
             hashes[path.name] = sha256_of(path)
         write_json(temporary / MANIFEST, {"format_version": 1, "images": images, "files": hashes})
         final = parent / f"{images:012d}"
@@ -124,6 +123,7 @@ def power_weights(checkpoint: Path, manifest: Mapping[str, Any], sigma_rel: floa
             sources += [
                 (Profile(int(folder.name), gamma_of(value)), folder, f"{power_name(value)}.safetensors", hashes)
                 for value in kept
+                if f"{power_name(value)}.safetensors" in hashes  # a length may have been asked for later
             ]
     coefficients, error = reconstruct([source[0] for source in sources], Profile(images, gamma_of(sigma_rel)))
     told = f"{len(sources)} averages of the run give a length of {sigma_rel:g} with an error of {100 * error:.2g} %"

@@ -22,6 +22,7 @@ from cascaded_diffusion.ranks import add_in_place, current_ranks, gather_rows, h
 from cascaded_diffusion.training.batches import Batch, BatchSource, Gathered
 from cascaded_diffusion.training.engine import Engine
 from cascaded_diffusion.training.feed import Feed
+from cascaded_diffusion.training.geometry import AUGMENT_FEATURES
 from cascaded_diffusion.training.guard import NotFiniteError
 from cascaded_diffusion.training.state import TrainingState, learning_rate
 from cascaded_diffusion.training.window import Window
@@ -85,22 +86,24 @@ class Trainer:
         size = len(self.ranks.share(self.config.training.batch_size))
         while True:
             failed = False
+            self._fits = size  # if it is not so, the advice is about what was tried last
+            reserve: list[Tensor] = []
             try:
-                # The optimizer will want two moments of each parameter, which it does not have before its first step.
-                reserve = [] if self.state.optimizer.state else [p.new_empty((2, *p.shape)) for p in self._local()]
+                if not self.state.optimizer.state:
+                    # It will want two moments of each parameter, which it does not have before its first step.
+                    reserve += [p.new_empty((2, *p.shape)) for p in self._local()]
                 self._try(size, last=False)
-                del reserve
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or size == 1:
                     raise
                 failed = True
+            reserve.clear()
             if failed:
                 self.state.optimizer.zero_grad(set_to_none=True)
                 release_cached()
             if not highest(int(failed))[0]:  # what fits must fit everywhere: all make as many passes
                 break
             size = -(-size // 2)
-        self._fits = size
 
     def _local(self) -> list[Tensor]:
         return [laid.to_local() if hasattr(laid, "to_local") else laid for laid in self.state.network.parameters()]
@@ -121,6 +124,8 @@ class Trainer:
             s=torch.zeros(size, device=device) if has_s else None,
             noise=grey(config.resolution),
             times=torch.full((size,), 0.5, dtype=torch.float64),
+            # Every parameter takes part in every pass, which DistributedDataParallel counts on.
+            augment=torch.zeros(size, AUGMENT_FEATURES, device=device) if config.training.augment else None,
         )
         with self.engine.accumulating(last=last):
             self.losses(batch).sum().backward()
