@@ -1,13 +1,16 @@
-"""Mutated files: bytes anywhere, and the fields of what is read: npy, zip, safetensors, IDX, PNG, torch."""
+"""Mutated files: bytes anywhere, and the fields of what is read: npy, zip, tar, safetensors, IDX, PNG, torch."""
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import pickle
 import re
 import struct
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -16,7 +19,7 @@ from typing import Any
 
 from fuzz.values import INTEGERS, json_text, made_up, mutated
 
-__all__ = ["anywhere", "gzipped", "idx", "json_lines", "npy", "png", "safetensors", "torch_file", "zipped"]
+__all__ = ["anywhere", "gzipped", "idx", "json_lines", "npy", "png", "safetensors", "tar", "torch_file", "zipped"]
 
 _BOMB = 2**24 + 2**20
 _BYTES = (0, 1, 0x7F, 0x80, 0xFF)
@@ -228,6 +231,69 @@ def gzipped(rng: Random, content: bytes, inner: Change = idx) -> bytes:
             + packed[10:]
         )
     return packed + rng.choice((b"",) * 5 + (packed, b"\0" * 999, b"\x1f\x8b"))
+
+
+_PAX = (
+    *(f"GNU.sparse.{key}" for key in ("map", "size", "realsize", "major", "minor", "name", "numblocks", "offset")),
+    *("size", "path", "linkpath", "mtime", "uid", "hdrcharset", "charset", "SCHILY.xattr.user.x", ""),
+)
+_PAX_VALUES = (
+    "",
+    "0",
+    "1",
+    "-1",
+    "abc",
+    "1,2",
+    "1,b",
+    "9" * 30,
+    "9" * 5000,
+    "1e9",
+    "BINARY",
+    "../../x",
+    "/etc/x",
+    "\ud800",
+)
+_TAR_FIELDS = {"name": (0, 100), "mode": (100, 8), "size": (124, 12), "mtime": (136, 12), "type": (156, 1)}
+_TAR_TYPES = b"0123456789\0xgLKNSVX?"
+
+
+def tar(rng: Random, content: bytes) -> bytes:
+    """A tar file with other headers, members or labels, mutated anywhere, or packed."""
+    kind = rng.randrange(6)
+    if kind == 0:
+        return anywhere(rng, content)
+    with tarfile.open(fileobj=io.BytesIO(content)) as old:
+        members = [(member, old.extractfile(member).read()) for member in old]  # type: ignore[union-attr]
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT, errors="surrogateescape") as new:
+        at = rng.randrange(len(members))
+        for i, (member, data) in enumerate(members):
+            if i == at and kind == 1:
+                member.pax_headers = {rng.choice(_PAX): rng.choice(_PAX_VALUES).encode("utf-8", "replace").decode()}
+            elif i == at and kind == 2:
+                data = (
+                    json_text(rng, mutated(rng, json.loads(data)))
+                    if member.name.endswith("json")
+                    else anywhere(rng, data)
+                )
+            elif i == at and kind == 3:
+                data = bytes(rng.choice((0, 1, 2**20 + 1, _BOMB)))
+            member.size = len(data)
+            new.addfile(member, io.BytesIO(data))
+    made = stream.getvalue()
+    if kind == 4:  # a field of a header, with a check sum that is right again
+        at = 512 * rng.randrange(len(made) // 512)
+        header = bytearray(made[at : at + 512])
+        start, size = _TAR_FIELDS[rng.choice(list(_TAR_FIELDS))]
+        octal = b"%o\0" % (rng.choice(INTEGERS) % 8**11)
+        field = (
+            bytes([rng.choice(_TAR_TYPES)]) if size == 1 else rng.choice((octal, b"\x80" * size, b"\xff" * size, b"x"))
+        )
+        header[start : start + size] = field[:size].ljust(size, b"\0")
+        header[148:156] = b"%06o\0 " % (sum(header[:148]) + 8 * 32 + sum(header[156:]))
+        made = made[:at] + bytes(header) + made[at + 512 :]
+    pack = rng.choice((bytes, bytes, bytes, gzip.compress, bz2.compress, lzma.compress, zlib.compress))
+    return pack(made)
 
 
 def png(rng: Random, content: bytes) -> bytes:

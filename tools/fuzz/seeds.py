@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import struct
+import tarfile
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -160,6 +161,19 @@ def idx_folder(folder: Path) -> Path:
     (folder / "train-labels-idx1-ubyte").unlink()
     (folder / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx_file("labels"), mtime=0))
     return folder
+
+
+def shard() -> bytes:
+    """A webdataset shard of two samples, one with its class in a file of its own, one in JSON."""
+    picture = images("PNG")[0]
+    files = {"a.png": picture, "a.cls": b"3", "b.png": picture, "b.json": b'{"label": 4, "by": ["x"]}'}
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return stream.getvalue()
 
 
 def images(form: str) -> tuple[bytes, ...]:

@@ -21,6 +21,7 @@ from cascaded_diffusion.data.decoding import decode, look
 from cascaded_diffusion.data.fashion_mnist import load_idx_folder
 from cascaded_diffusion.data.given import read_given_images
 from cascaded_diffusion.data.prepared import PreparedData
+from cascaded_diffusion.data.shards import open_shards
 from cascaded_diffusion.data.sources import Bad
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.evaluation import reference
@@ -236,6 +237,20 @@ def _idx(kind: str, folder: Path) -> Target:
     )
 
 
+def _shard(folder: Path) -> Target:
+    path = folder / "shard.tar"
+
+    def read(content: bytes) -> object:
+        path.write_bytes(content)
+        records = [record for part in open_shards(str(path), lambda line: None).parts for record in part.records()]
+        for record in records:
+            if isinstance(record.content, Bad):
+                raise UserError(f"{record.name}: {record.content.reason}")
+        return records
+
+    return Target((seeds.shard(),), bytes_of.tar, read)
+
+
 def _image(form: str, folder: Path) -> Target:
     path = folder / f"picture.{form.lower()}"
     valid = seeds.images(form)
@@ -372,6 +387,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "given-npz": _given,
     "idx": partial(_idx, "images"),
     "idx-gz": partial(_idx, "labels"),
+    "shard": _shard,
     **{f"image-{form.lower()}": partial(_image, form) for form in _FORMS},
     "scores": _scores,
     "search-record": _search,
