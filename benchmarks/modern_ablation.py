@@ -227,6 +227,7 @@ def main(words: Sequence[str] | None = None) -> None:
     for seed in args.seeds:
         for name in args.arms:
             ablation.run(name, seed)
+    ablation.write()
     print(table(list(ablation.results.values())))
 
 
