@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -263,6 +264,19 @@ def test_a_header_that_makes_no_sense(tmp_path: Path, key: str) -> None:
         tar.addfile(member)
     with pytest.raises(UserError, match=r"a\.tar: .*the rest of the shard cannot be read"):
         run(tmp_path / "a.tar", tmp_path / "out")
+
+
+@pytest.mark.parametrize("size, words", [(2**62, "has 4611686018427387904 bytes; at most"), (2**33, "unexpected end")])
+def test_a_member_that_is_said_to_be_endless(tmp_path: Path, size: int, words: str) -> None:
+    """Told at once, not when all of it has been looked for."""
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        member = tarfile.TarInfo("a.mp4")
+        member.size = size
+        tar.fileobj.write(member.tobuf(tarfile.GNU_FORMAT))  # type: ignore[union-attr]
+    started = time.process_time()
+    with pytest.raises(UserError, match=rf"a\.tar: .*the rest of the shard cannot be read .*{words}"):
+        run(tmp_path / "a.tar", tmp_path / "out")
+    assert time.process_time() - started < 2
 
 
 def test_classes_of_two_kinds(class_folder: Path, contents: Contents, write_tar: WriteTar, tmp_path: Path) -> None:

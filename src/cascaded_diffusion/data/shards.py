@@ -28,6 +28,8 @@ __all__ = ["open_shards"]
 MAX_SHARDS = 100_000
 MAX_MEMBER = 2**28  # bytes; a photograph has a tenth of it
 MAX_LABEL = 2**20
+_LONGEST = 2**36  # bytes of a member that is passed over
+_BUFFER = 2**20  # tarfile passes over a member buffer by buffer, also where there is nothing left to read
 _IMAGES = ("jpg", "jpeg", "png", "webp")
 _LABELS = ("cls", "json")
 _SPLIT_WORD = re.compile(r"(?<![a-z])(train|val|valid|validation)(?![a-z])")
@@ -127,8 +129,12 @@ class _Members:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         try:
-            with tarfile.open(self.shard, mode="r|*", tarinfo=_Header) as tar:
+            with tarfile.open(self.shard, mode="r|*", tarinfo=_Header, bufsize=_BUFFER) as tar:
                 for member in tar:
+                    if member.size > _LONGEST:
+                        raise tarfile.ReadError(
+                            f"{member.name} has {member.size} bytes; at most {_LONGEST} are passed over"
+                        )
                     tar.members = []  # type: ignore[attr-defined]  # else the list grows with the shard
                     if self._is_wanted(member):
                         self.found = True
