@@ -13,6 +13,7 @@ import torch
 
 from cascaded_diffusion.data.prepare import prepare
 from cascaded_diffusion.data.prepared import PreparedData
+from cascaded_diffusion.evaluation import classification
 from cascaded_diffusion.evaluation.classifier import load_classifier
 from cascaded_diffusion.evaluation.features import extract, load_extractor
 
@@ -44,11 +45,12 @@ def test_the_folder_is_an_extractor(done: Done, colour_folder: Path, tmp_path: P
     assert found.features.shape == (len(images), 128)
 
 
-def test_compressed_data(done: Done, tmp_path: Path) -> None:
+def test_compressed_data(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classification, "default_architecture", lambda side: "small")  # not the ResNet-50 of this size
     pictures = np.random.default_rng(0).integers(0, 256, (6, 160, 160, 1), np.uint8)
     np.savez(tmp_path / "grey.npz", arr_0=pictures, arr_1=np.arange(6) % 2)
     prepare(str(tmp_path / "grey.npz"), tmp_path / "data", resolutions=[160], val=0.4, compress=True, workers=0)
-    done("train-classifier", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "eyes"), "--epochs", "0.2")
+    done("train-classifier", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "eyes"), "--epochs", "0.1")
     origin = load_classifier(tmp_path / "eyes").config.provenance
     assert origin["images_sha256"] == PreparedData.open(tmp_path / "data").manifest.files["train/images_160.pack"]
     assert origin["validation"]["n"] > 0
