@@ -47,7 +47,7 @@ def keep_freed() -> bool:
     """Let this process keep the main memory that it frees, for its next use; for training on a CPU.
 
     A step frees its activations, and glibc gives large ones back to the system, which must clear every page of them
-    for the next step: up to a third of the step's time. The price is a fifth more memory, by pieces that do not fit.
+    for the next step: a sixth of a step's time (docs/performance.md). The price is memory lost between pieces.
 
     Returns:
         Whether the C library is one that can be told so.

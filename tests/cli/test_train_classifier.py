@@ -47,12 +47,12 @@ def test_the_folder_is_an_extractor(done: Done, colour_folder: Path, tmp_path: P
 
 def test_compressed_data(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(classification, "default_architecture", lambda side: "small")  # not the ResNet-50 of this size
-    pictures = np.random.default_rng(0).integers(0, 256, (6, 160, 160, 1), np.uint8)
+    pictures = np.random.default_rng(0).integers(0, 256, (6, 132, 132, 1), np.uint8)
     np.savez(tmp_path / "grey.npz", arr_0=pictures, arr_1=np.arange(6) % 2)
-    prepare(str(tmp_path / "grey.npz"), tmp_path / "data", resolutions=[160], val=0.4, compress=True, workers=0)
+    prepare(str(tmp_path / "grey.npz"), tmp_path / "data", resolutions=[132], val=0.4, compress=True, workers=0)
     done("train-classifier", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "eyes"), "--epochs", "0.1")
     origin = load_classifier(tmp_path / "eyes").config.provenance
-    assert origin["images_sha256"] == PreparedData.open(tmp_path / "data").manifest.files["train/images_160.pack"]
+    assert origin["images_sha256"] == PreparedData.open(tmp_path / "data").manifest.files["train/images_132.pack"]
     assert origin["validation"]["n"] > 0
 
 
