@@ -159,6 +159,7 @@ class Ablation:
         write_json(self.path, {"command": " ".join(sys.argv), "torch": torch.__version__, "arms": self.results})
         with atomic_write(self.out / "results.md") as file:
             file.write(table(list(self.results.values())).encode())
+        # Reversed, so that of several seeds the first stays.
         found = {row["name"]: self._samples(row["name"], row["seed"]) for row in reversed(self.results.values())}
         rows = [(name, two_a_class(found[name])) for name in ARMS if name in found and found[name].exists()]
         if rows:

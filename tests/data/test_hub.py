@@ -166,8 +166,9 @@ def test_bad_rows_are_named_or_left_out(class_folder: Path, contents: Contents, 
     images[1] = (images[1][0], "1.png", images[1][2][:-300])
     path = write_parquet(tmp_path / "d/train-00000.parquet", images[:4])
     outside = f"/etc/hostname::{tmp_path}/d/train-00000.parquet"  # the last is a file of the data set
-    rows = [{"bytes": None, "path": outside}, {"bytes": None, "path": None}, {"bytes": b"", "path": "x"}]
-    write_parquet(tmp_path / "d/train-00001.parquet", images[4:7], image=rows)
+    rows = [{"bytes": None, "path": "/etc/hostname"}, {"bytes": None, "path": None}, {"bytes": b"", "path": "x"}]
+    rows.append({"bytes": None, "path": outside})
+    write_parquet(tmp_path / "d/train-00001.parquet", images[4:8], image=rows)
     line = refusal(path.parent, tmp_path)
     assert f"hf:{path.parent}: train-00000.parquet row 1: unreadable image (" in line
     assert "--skip-bad" in line
@@ -176,9 +177,10 @@ def test_bad_rows_are_named_or_left_out(class_folder: Path, contents: Contents, 
     told = [line.partition("train-0000")[2] for line in data.manifest.skipped_files]
     assert told[0].startswith("0.parquet row 1: ")
     assert told[1:] == [
-        f"1.parquet row 0: its path {outside} is not among the data set's files",
+        "1.parquet row 0: its path /etc/hostname is not among the data set's files",
         "1.parquet row 1: no image in this row",
         "1.parquet row 2: the file is empty",
+        f"1.parquet row 3: its path {outside} is not among the data set's files",
     ]
 
 

@@ -118,9 +118,7 @@ def test_learning_rate_rises_and_falls() -> None:
 def test_settings_come_from_the_images(speckled_data: PreparedData) -> None:
     images = np.asarray(speckled_data.split("train").images(8))
     found = config_for(images, 4, ["a", "b", "c", "d"])
-    varied = np.random.default_rng(0).integers(
-        0, 256, (230, 8, 8, 3), np.uint8
-    )  # more than a block, and no whole number
+    varied = np.random.default_rng(0).integers(0, 256, (230, 8, 8, 3), np.uint8)  # two blocks and a rest
     measured = config_for(varied, 4)
     assert (measured.mean, measured.std) == (round(varied.mean() / 255, 4), round(varied.std() / 255, 4))
     assert (found.resolution, found.channels, found.architecture) == (8, 3, "small")

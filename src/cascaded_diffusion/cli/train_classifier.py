@@ -41,7 +41,6 @@ def train_classifier_command(
     Its last hidden layer is a feature space for Frechet distances on your own data: give FOLDER to the --features of
     cdm evaluate and cdm search. Below 64 pixels it is a small residual network, from there up ResNet-50.
     """
-
     from cascaded_diffusion.cli.progress import ProgressDisplay
     from cascaded_diffusion.data.prepared import PreparedData
     from cascaded_diffusion.evaluation.cas import measure_accuracy

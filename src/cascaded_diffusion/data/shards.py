@@ -23,7 +23,7 @@ from cascaded_diffusion.data.streams import Label, Part, Record, Stream
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.extras import load_extra
 
-__all__ = ["open_shards"]
+__all__ = ["MAX_MEMBER", "open_shards"]
 
 MAX_SHARDS = 100_000
 MAX_MEMBER = 2**28  # bytes; a photograph has a tenth of it

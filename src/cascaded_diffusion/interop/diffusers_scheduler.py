@@ -63,7 +63,8 @@ def scheduler_notes(config: StageConfig, sampling: SamplingConfig) -> Iterator[s
     count = whole_steps(sampling)
     if _is_strided(sampling):
         # diffusers takes every (T // N)-th step from the first, whatever that leaves out at the top.
-        timesteps = config.diffusion.noise_schedule.timesteps or count
+        timesteps = config.diffusion.noise_schedule.timesteps
+        assert timesteps is not None  # that would be a fault
         here, there = discrete_steps(timesteps, sampling.steps), range(1, timesteps + 1, timesteps // count)[:count]
         if here != list(there):
             yield f"steps {sampling.steps}, from {here[-1]} down, become every {there.step}-th from {there[-1]} down"
