@@ -178,6 +178,29 @@ def test_when_one_process_is_killed_the_other_saves(
     _assert_same_bits(run, whole[2])
 
 
+@pytest.mark.parametrize("moment", ["parting", "telling"])
+def test_torchruns_signal_does_not_silence_what_is_saved(
+    commands: Any, arguments: Arguments, tmp_path: Path, moment: str
+) -> None:
+    """It ends the processes that are left once one has died, and may reach one that has saved but not yet said so."""
+    at = {"parting": "torch.distributed", "telling": "cascaded_diffusion.cli.app"}[moment]
+    name = {"parting": "destroy_process_group", "telling": "is_ours_to_tell"}[moment]
+    patch = f"""
+import os, signal
+import {at} as module
+def overtaken(*arguments, **options):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return honest(*arguments, **options)
+honest, module.{name} = module.{name}, overtaken
+"""
+    told = len(commands.log.read_text())
+    commands.launch(2, arguments(tmp_path / "run"), die_at=("torch.nn.utils:clip_grad_norm_", 4), patch=patch)
+    assert commands.wait_all() == [143 if moment == "parting" else 1, -signal.SIGKILL]
+    line = commands.log.read_text()[told:].splitlines()[-1]
+    assert "another process of this launch has ended" in line
+    assert "images of training are saved" in line
+
+
 def test_a_process_that_does_not_answer_is_given_up(
     commands: Any, arguments: Arguments, launched: Callable[..., Path], tmp_path: Path
 ) -> None:

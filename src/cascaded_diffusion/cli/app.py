@@ -104,6 +104,19 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def _is_of_lost_process(error: BaseException) -> bool:
+    return "LostRankError" in (type(error).__name__, type(error.__cause__).__name__)
+
+
+def _behind(leaving: SystemExit) -> Exception | None:
+    """The failure that was on its way here when torchrun's SIGTERM, which follows a lost process, overtook it."""
+    error: BaseException | None = leaving
+    while (error := error.__context__) is not None:
+        if isinstance(error, Exception) and _is_of_lost_process(error):
+            return error
+    return None
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run ``cdm`` and exit with 0, 1 for a failure while running, 2 for a user's error, 130 or 143 after a signal."""
     given = sys.argv[1:] if arguments is None else arguments
@@ -119,14 +132,25 @@ def main(arguments: list[str] | None = None) -> None:
         status = _complain(" ".join(error.format_message().split()).rstrip(".") + where, 2)
     except (KeyboardInterrupt, typer.Abort):
         status = _complain("interrupted", 130)
+    except SystemExit as leaving:
+        if (failure := _behind(leaving)) is not None:
+            _tell(failure)
+        raise
     except Exception as error:  # the last resort: any failure is told in one line
         if "--traceback" in given:
             raise
-        kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
-        lost = type(error).__name__ == "LostRankError" or type(error.__cause__).__name__ == "LostRankError"
-        line = f"{kind}{_one_line(error)} (cdm --traceback ... shows where)"
-        status = _complain(line, 1, about="a lost process" if lost else None)
+        status = _tell(error)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _tell(error: Exception) -> int:
+    """Tell a failure in one line, and return its exit status."""
+    lost = _is_of_lost_process(error)
+    if lost:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's may come while this is told
+    kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
+    line = f"{kind}{_one_line(error)} (cdm --traceback ... shows where)"
+    return _complain(line, 1, about="a lost process" if lost else None)
 
 
 def _complain(line: str, status: int, about: str | None = None) -> int:
