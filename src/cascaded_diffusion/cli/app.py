@@ -110,11 +110,10 @@ def _is_of_lost_process(error: BaseException) -> bool:
 
 def _behind(leaving: SystemExit) -> Exception | None:
     """The failure that was on its way here when torchrun's SIGTERM, which follows a lost process, overtook it."""
-    error: BaseException | None = leaving
-    while (error := error.__context__) is not None:
-        if isinstance(error, Exception) and _is_of_lost_process(error):
-            return error
-    return None
+    error = leaving.__context__
+    while error is not None and not (isinstance(error, Exception) and _is_of_lost_process(error)):
+        error = error.__context__
+    return error
 
 
 def main(arguments: list[str] | None = None) -> None:
