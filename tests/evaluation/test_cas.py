@@ -140,13 +140,51 @@ def test_won_classes_are_counted(
     speckled_data: PreparedData, samples: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = [Accuracy(0.5, None, 0.1, (0.9, 0.2, None, 0.5), 9), Accuracy(0.5, None, 0.1, (0.8, 0.3, 0.5, 0.5), 9)]
-    monkeypatch.setattr(cas, "_both", lambda first, second: (answers[0], (answers[1], 1.0)))
+    monkeypatch.setattr(cas, "_shared", lambda jobs: [cas._Outcome(answer, 1.0) for answer in answers])
     assert score(speckled_data, *samples).classes_won == 1
 
 
 def test_ratio_without_any_real_success_is_not_a_number() -> None:
     nothing = measure_accuracy(torch.eye(2)[[0, 0]], np.array([1, 1]))
     assert math.isnan(CasResult(nothing, nothing, 0.0, 0, 2, 2).ratio)
+
+
+def test_several_classifiers_are_told_by_their_mean(
+    speckled_data: PreparedData, samples: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each side trains with seeds one after another; what is got right depends on the seed here, and on the side."""
+    seeds = []
+
+    def trained(
+        images: np.ndarray, labels: np.ndarray, shape: object, training: ClassifierTraining, **_: object
+    ) -> int:
+        seeds.append((training.seed, bool((images == samples[0]).all())))
+        return training.seed
+
+    def shares(logits: int, labels: np.ndarray) -> Accuracy:
+        top1 = (0.5, 0.7, 0.3)[logits]
+        return Accuracy(top1, top1 + 0.1, 0.0, (top1, None, 0.25, 1.0), 100)
+
+    def told(classifier: int, images: np.ndarray) -> tuple[object, None]:
+        # Of the samples the classes that the first classifier sees are right, of the others those of one in two.
+        right = np.eye(4)[samples[1] if classifier == 0 else samples[1] * (samples[1] % 2)]
+        return (torch.from_numpy(right) if len(images) == len(samples[0]) else classifier), None
+
+    monkeypatch.setattr(cas, "train_classifier", trained)
+    monkeypatch.setattr(cas, "predict", told)
+    monkeypatch.setattr(cas, "measure_accuracy", shares)
+    train, val = speckled_data.split("train"), speckled_data.split("val")
+    config = QUICK.model_copy(update={"classifiers": 3})
+    found = classification_accuracy_score(*samples, train, val, config=config, device=CPU)
+    assert sorted(seeds) == [(0, False), (0, True), (1, False), (1, True), (2, False), (2, True)]
+    assert found.each == found.real_each == (0.5, 0.7, 0.3)
+    assert found.samples.top1 == pytest.approx(0.5)
+    assert found.samples.top5 == pytest.approx(0.6)
+    assert found.samples.per_class == (pytest.approx(0.5), None, 0.25, 1.0)
+    assert found.samples.standard_error == pytest.approx(0.05)  # of 100 images
+    assert found.standard_error == pytest.approx(math.hypot(0.05, 0.2 / math.sqrt(3)))
+    odd = float(np.mean((samples[1] % 2 == 1) | (samples[1] == 0)))
+    assert found.recognition == pytest.approx((1 + 2 * odd) / 3)
 
 
 @pytest.mark.parametrize(

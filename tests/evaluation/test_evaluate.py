@@ -153,7 +153,9 @@ def test_classification_accuracy(
     def result(*arguments: Any, **settings: Any) -> CasResult:
         got.update(settings, arguments=arguments)
         real = Accuracy(0.8, None, 0.03, (0.7, 0.9, None, 0.8), 30)
-        return CasResult(Accuracy(0.6, None, 0.05, (0.8, 0.5, None, 0.5), 30), real, 0.3, 1, len(images), 9)
+        return CasResult(
+            Accuracy(0.6, None, 0.05, (0.8, 0.5, None, 0.5), 30), real, 0.3, 1, len(images), 9, (0.6,), (0.8,)
+        )
 
     monkeypatch.setattr(evaluate, "classification_accuracy_score", result)
     config = CasConfig(epochs=6)
@@ -164,6 +166,7 @@ def test_classification_accuracy(
     assert score.extra["real"] == 0.8
     assert score.extra["ratio"] == pytest.approx(0.75)
     assert (score.extra["classes_won"], score.extra["per_class"]) == (1, [0.8, 0.5, None, 0.5])
+    assert (score.extra["each"], score.extra["real_each"]) == ([0.6], [0.8])
     assert score.extra["class_names"] == ["0", "1", "2", "3"]
     assert score.extra["classifier"]["epochs"] == 6
     assert (score.provenance.split, score.provenance.reference_n) == ("val", len(speckled_data.split("val")))

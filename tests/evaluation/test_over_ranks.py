@@ -13,8 +13,11 @@ import pytest
 
 MEASURE = """
 import json, sys
+from functools import partial
+import numpy as np
 import torch
 from torch import distributed
+from cascaded_diffusion.evaluation.cas import _Outcome, _shared, measure_accuracy
 from cascaded_diffusion.evaluation.frechet import frechet_bootstrap, frechet_distance
 from cascaded_diffusion.evaluation.inception_score import inception_score
 from cascaded_diffusion.evaluation.kernel import kernel_distance
@@ -26,6 +29,7 @@ from cascaded_diffusion.ranks import gather_rows, launched_ranks
 torch.set_num_threads(1)
 make = torch.Generator().manual_seed(0)
 real, fake = torch.randn(301, 12, generator=make) + 5, torch.randn(203, 12, generator=make) * 1.2 + 5.3
+labels = np.arange(203) % 7
 held_out, logits = torch.randn(100, 12, generator=make) + 5, torch.randn(203, 7, generator=make)
 
 folder, rank, world = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -44,7 +48,10 @@ with launched_ranks(torch.device("cpu")) as ranks:
     lonely = (FeatureStatistics.of(fake) if ranks.is_main else FeatureStatistics.empty(12)).over_ranks()
     gathered, answers = gather_rows(fake[share]), gather_rows(logits[share])
     reference = FeatureStatistics.of(real)
+    # Five classifiers' worth of work, in turn; each answers with its number.
+    jobs = [partial(_Outcome, measure_accuracy(logits, labels), float(job)) for job in range(5)]
     scores = {
+        "cas": [outcome.recognition for outcome in _shared(jobs)],
         "count": everybodys.count,
         "mean": everybodys.mean.tolist(),
         "variances": everybodys.covariance.diagonal().tolist(),
@@ -82,6 +89,7 @@ def test_two_ranks_agree_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     runpy.run_path(str(script))
     alone, *together = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1-0", "2-0", "2-1"))
     assert alone["count"] == 203
+    assert alone["cas"] == [0, 1, 2, 3, 4]
     assert alone["fd of lonely"] == pytest.approx(alone["fd"], rel=1e-9)
     for scores in together:
         assert scores.keys() == alone.keys()

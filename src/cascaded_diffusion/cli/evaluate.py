@@ -88,7 +88,7 @@ def evaluate_command(
         typer.Option("--cache", metavar="DIR", help="Folder for features of real images; default the user's cache."),
     ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", parser=whole_from(0), metavar="N", help="Of the samples and every random choice.")
+        int, typer.Option("--seed", parser=whole_from(0), metavar="N", help="Of the samples, and of what metrics draw.")
     ] = 0,
     batch_size: Annotated[
         str, typer.Option("--batch-size", metavar="N|auto", help="Images at once; auto halves until they fit.")
@@ -97,6 +97,9 @@ def evaluate_command(
         str | None,
         typer.Option("--cas-epochs", metavar="E", help="Times that cas sees each sample; more for few. [default: 15]"),
     ] = None,
+    cas_classifiers: Annotated[
+        int, typer.Option("--cas-classifiers", parser=whole_from(1), metavar="N", help="Whose mean cas is.")
+    ] = 1,
     device: Annotated[
         str | None, typer.Option("--device", metavar="D", help="cpu, cuda, ...; default the best.")
     ] = None,
@@ -175,7 +178,7 @@ def evaluate_command(
                 "batch_size": to_batch_size(batch_size),
                 "precision": precision or "fp32",
                 "compile": compiling or "off",
-                "cas": _cas(cas_epochs),
+                "cas": _cas(cas_epochs, cas_classifiers),
                 "choices": choices,
                 "cache": cache,
                 "keep": keep,
@@ -184,15 +187,20 @@ def evaluate_command(
     )
 
 
-def _cas(epochs: str | None) -> CasConfig | None:
-    if epochs is None:
+def _cas(epochs: str | None, classifiers: int) -> CasConfig | None:
+    if epochs is None and classifiers == 1:
         return None
     from cascaded_diffusion.evaluation.cas import CasConfig
 
-    number = to_number("--cas-epochs")(epochs)
-    if not 0 < number <= 1e6:
-        raise UserError(f"--cas-epochs: {epochs} is not allowed; give a number above 0, up to 1000000")
-    return CasConfig(epochs=number)
+    config = CasConfig()
+    if epochs is not None:
+        number = to_number("--cas-epochs")(epochs)
+        if not 0 < number <= 1e6:
+            raise UserError(f"--cas-epochs: {epochs} is not allowed; give a number above 0, up to 1000000")
+        config = config.model_copy(update={"epochs": number})
+    if classifiers > 1000:
+        raise UserError(f"--cas-classifiers: {classifiers} is not allowed; give a number from 1 to 1000")
+    return config.model_copy(update={"classifiers": classifiers})
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The classification accuracy score (CAS; Ravuri & Vinyals, 1905.10887): can a classifier learn from samples alone?
 
 A classifier is trained from scratch on samples and their labels and tested on real held-out images, beside the same
-classifier trained for as long on equally many real images. Unlike a recognition rate it sees missing variety.
+classifier trained for as long on equally many real images. Unlike a recognition rate it sees missing variety. With few
+samples one classifier says little, for another initialisation would have learned something else: let several train.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +29,7 @@ from cascaded_diffusion.data.prepared import Split
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.evaluation.classification import ClassifierTraining, config_for, predict, train_classifier
 from cascaded_diffusion.evaluation.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier
-from cascaded_diffusion.ranks import current_ranks
+from cascaded_diffusion.ranks import current_ranks, together
 
 __all__ = ["Accuracy", "CasConfig", "CasResult", "classification_accuracy_score", "measure_accuracy"]
 
@@ -36,13 +40,17 @@ class CasConfig(StrictModel):
     """How the classifiers of the score are trained. Samples and real images get the same."""
 
     epochs: float = Field(default=15, gt=0, le=1e6, description="Times that each image is seen.")
+    classifiers: int = Field(
+        default=1, ge=1, le=1000, description="Trained on either side, with seeds one after another; figures are means."
+    )
     training: ClassifierTraining = Field(
         default=ClassifierTraining(), description="Everything else; its length is replaced by the epochs."
     )
 
-    def for_count(self, count: int) -> ClassifierTraining:
-        """The training on ``count`` images."""
-        return self.training.model_copy(update={"images": max(round(self.epochs * count), self.training.batch_size)})
+    def for_count(self, count: int, nth: int = 0) -> ClassifierTraining:
+        """The training of the ``nth`` classifier on ``count`` images."""
+        length = max(round(self.epochs * count), self.training.batch_size)
+        return self.training.model_copy(update={"images": length, "seed": (self.training.seed + nth) % 2**63})
 
 
 @dataclass(frozen=True)
@@ -66,14 +74,16 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class CasResult:
-    """The score and what it is compared with.
+    """The score and what it is compared with, means over the classifiers of either side.
 
     Attributes:
-        samples: of the classifier trained on samples: the score.
-        real: of the same classifier trained on real images.
-        recognition: share of the samples in which the classifier trained on real images sees the class asked for.
+        samples: of the classifiers trained on samples: the score.
+        real: of the same classifiers trained on real images.
+        recognition: share of the samples in which a classifier trained on real images sees the class asked for.
         classes_won: classes on which samples train better than real images (the paper counts these).
         count, real_count: training images of either.
+        each: top1 of each classifier trained on samples.
+        real_each: of each one trained on real images.
     """
 
     samples: Accuracy
@@ -82,11 +92,20 @@ class CasResult:
     classes_won: int
     count: int
     real_count: int
+    each: tuple[float, ...] = ()
+    real_each: tuple[float, ...] = ()
 
     @property
     def ratio(self) -> float:
         """Score divided by that of real images; 1 if samples are as good to learn from."""
         return self.samples.top1 / self.real.top1 if self.real.top1 else math.nan
+
+    @property
+    def standard_error(self) -> float:
+        """Of the score: of so many test images, and, of several classifiers, of their mean."""
+        if len(self.each) < 2:
+            return self.samples.standard_error
+        return math.hypot(self.samples.standard_error, statistics.stdev(self.each) / math.sqrt(len(self.each)))
 
     @property
     def warnings(self) -> list[str]:
@@ -139,8 +158,8 @@ def classification_accuracy_score(
 ) -> CasResult:
     """Train on samples alone and on as many real images of each class, and test both on real held-out images.
 
-    With two processes or more, the first trains one classifier and the second the other; every process gets the
-    result, which does not depend on their number.
+    Several processes share the classifiers, of which there are two or more; every process gets the result, which does
+    not depend on their number.
 
     Args:
         images: uint8 (N, R, R, C) samples, of a resolution and with the channels of the data.
@@ -161,38 +180,73 @@ def classification_accuracy_score(
     shape = config_for(train.images(resolution), classes, train.data.class_names)
     test = val.images(resolution)
 
-    def on_samples() -> Accuracy:
+    def on_samples(nth: int) -> _Outcome:
+        training = settings.for_count(len(images), nth)
         told = None if watch is None else lambda seen, total: watch("classifier on samples", seen, total)
-        training = settings.for_count(len(images))
         classifier = train_classifier(images, labels, shape, training, device=device, watch=told)
-        return measure_accuracy(predict(classifier, test)[0], val.labels)
+        return _Outcome(measure_accuracy(predict(classifier, test)[0], val.labels))
 
-    def on_real() -> tuple[Accuracy, float]:
+    def on_real(nth: int) -> _Outcome:
         # As many steps as for the samples, however few the real images are.
-        training = settings.for_count(len(images))
+        training = settings.for_count(len(images), nth)
         classifier = _real_classifier(train, resolution, chosen, shape, training, device, cache, watch)
         seen = predict(classifier, images)[0].argmax(dim=1).numpy()
-        return measure_accuracy(predict(classifier, test)[0], val.labels), float(np.mean(seen == labels))
+        return _Outcome(measure_accuracy(predict(classifier, test)[0], val.labels), float(np.mean(seen == labels)))
 
-    samples, (real, recognition) = _both(on_samples, on_real)
+    jobs = [partial(side, nth) for nth in range(settings.classifiers) for side in (on_samples, on_real)]
+    outcomes = _shared(jobs)
+    fake, true = outcomes[::2], outcomes[1::2]
+    samples, real = (_mean([outcome.accuracy for outcome in side]) for side in (fake, true))
     won = sum(a > b for a, b in zip(samples.per_class, real.per_class, strict=True) if a is not None and b is not None)
-    return CasResult(samples, real, recognition, won, len(images), len(chosen))
+    return CasResult(
+        samples,
+        real,
+        recognition=statistics.fmean(outcome.recognition for outcome in true),
+        classes_won=won,
+        count=len(images),
+        real_count=len(chosen),
+        each=tuple(outcome.accuracy.top1 for outcome in fake),
+        real_each=tuple(outcome.accuracy.top1 for outcome in true),
+    )
 
 
-def _both(
-    first: Callable[[], Accuracy], second: Callable[[], tuple[Accuracy, float]]
-) -> tuple[Accuracy, tuple[Accuracy, float]]:
-    """Both results, from the first two processes if there are two."""
+class _Outcome(NamedTuple):
+    """What one classifier gets right on real held-out images, and, trained on real ones, on the samples."""
+
+    accuracy: Accuracy
+    recognition: float = math.nan
+
+
+def _shared(jobs: Sequence[Callable[[], _Outcome]]) -> list[_Outcome]:
+    """The outcomes of the jobs, in turn, each of which one process does; the same on every process."""
     ranks = current_ranks()
+    mine = [job() for job in jobs[ranks.rank :: ranks.world]]
     if ranks.world == 1:
-        return first(), second()
-    mine = (first() if ranks.rank == 0 else None, second() if ranks.rank == 1 else None)
-    everyone: list[tuple[Accuracy | None, tuple[Accuracy, float] | None]] = [(None, None)] * ranks.world
-    torch.distributed.all_gather_object(everyone, mine)
-    samples, real = everyone[0][0], everyone[1][1]
-    assert samples is not None
-    assert real is not None
-    return samples, real
+        return mine
+    everyone: list[list[_Outcome]] = [[]] * ranks.world
+    with together():
+        torch.distributed.all_gather_object(everyone, mine)
+    return [everyone[i % ranks.world][i // ranks.world] for i in range(len(jobs))]
+
+
+def _mean(all_of: Sequence[Accuracy]) -> Accuracy:
+    """Of classifiers tested on the same images."""
+    one, *more = all_of
+    if not more:
+        return one
+    top1 = statistics.fmean(accuracy.top1 for accuracy in all_of)
+    top5 = [accuracy.top5 for accuracy in all_of if accuracy.top5 is not None]
+    classes = zip(*(accuracy.per_class for accuracy in all_of), strict=True)
+    return Accuracy(
+        top1=top1,
+        top5=statistics.fmean(top5) if top5 else None,
+        standard_error=math.sqrt(top1 * (1 - top1) / one.count),
+        per_class=tuple(
+            None if shares[0] is None else statistics.fmean(share for share in shares if share is not None)
+            for shares in classes
+        ),
+        count=one.count,
+    )
 
 
 def _check(images: np.ndarray, labels: np.ndarray, train: Split, val: Split) -> int:

@@ -252,13 +252,17 @@ def _classification_accuracy(evidence: Evidence, config: CasConfig) -> Score:
         f"share of {len(val):,} val images recognised after training on samples; after {found.real_count:,} real "
         f"images {found.real.top1:.4f}; samples win {found.classes_won} of {len(found.samples.per_class)} classes"
     )
+    if config.classifiers > 1:
+        note += f"; mean of {config.classifiers} classifiers, from {min(found.each):.4f} to {max(found.each):.4f}"
     extra = {
         "top5": found.samples.top5,
         "per_class": list(found.samples.per_class),
         "class_names": evidence.data.class_names,
+        "each": list(found.each),
         "real": found.real.top1,
         "real_top5": found.real.top5,
         "real_per_class": list(found.real.per_class),
+        "real_each": list(found.real_each),
         "real_n": found.real_count,
         "ratio": ratio,
         "classes_won": found.classes_won,
@@ -268,7 +272,7 @@ def _classification_accuracy(evidence: Evidence, config: CasConfig) -> Score:
     doubts = [f"cas: {warning}" for warning in found.warnings]
     tested = {"split": "val", "reference_n": len(val), "reference_resolution": evidence.images.shape[1]}
     about = evidence.about(doubts=doubts, extractor=False, **tested)
-    return Score(found.samples.top1, about, found.samples.standard_error, note, extra)
+    return Score(found.samples.top1, about, found.standard_error, note, extra)
 
 
 def _drawn(features: Tensor, count: int, seed: int, purpose: str) -> Tensor:
