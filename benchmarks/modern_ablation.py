@@ -8,8 +8,8 @@
 Every arm differs from `paper` in what its name says; `benchmarks/modern_arms.py` lists them. Arms that differ in
 sampling alone share their trained stages. Each arm is trained, sampled and scored once: Frechet distance in the
 packaged classifier's features, and the classification accuracy score (CAS). OUT/results.json, OUT/results.md and
-OUT/samples.png are written after every arm, and the script goes on where it was stopped. `--tiny` only shows that it
-runs.
+OUT/samples.png are written after every arm, and the script goes on where it was stopped. `--again cas
+--cas-classifiers 5` scores the samples of arms done before anew. `--tiny` only shows that it runs.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from modern_arms import ARMS, SIZES, Arm, Size, recipe_of
 
 from cascaded_diffusion import Cascade, CasConfig, PreparedData, train
 from cascaded_diffusion.cascade.guides import GuidePart, add_guides, default_sampling
-from cascaded_diffusion.cascade.judge import Request, judge_cascade
+from cascaded_diffusion.cascade.judge import Request, judge_cascade, judge_samples
 from cascaded_diffusion.cascade.pictures import labelled_grid
 from cascaded_diffusion.evaluation.features import Extractor, load_extractor
+from cascaded_diffusion.evaluation.scores import Score
 from cascaded_diffusion.files import atomic_write, read_json, write_json
 from cascaded_diffusion.networks.cost import cost
 from cascaded_diffusion.precision import pick_device
@@ -56,6 +57,8 @@ class Ablation:
         self.device = pick_device(args.device)
         self.num, self.low, self.high = args.num, size.low, size.high
         self.metrics = tuple(args.metrics.split(","))
+        self.again = tuple(args.again.split(",")) if args.again else ()
+        self.cas = CasConfig(epochs=max(15, _CAS_IMAGES / self.num), classifiers=args.cas_classifiers)
         self.extractor: Extractor = load_extractor(args.features, device=self.device)
         self.path = self.out / "results.json"
         stored: Any = read_json(self.path) if self.path.exists() else {}
@@ -70,10 +73,14 @@ class Ablation:
         return self.out / f"runs-{self.size.images}" / f"{arm.trained_as(stage)}-{stage}-seed{seed}"
 
     def run(self, name: str, seed: int) -> None:
-        """Train, sample and score one arm, unless that is done."""
+        """Train, sample and score one arm; of one that is done, only what is asked for again."""
         key, arm = self.key(name, seed), ARMS[name]
         if key in self.results:
-            self.say(f"{key}: done before")
+            if self.again:
+                request = replace(self._request(seed), metrics=self.again)
+                self._take(self.results[key], judge_samples(self._samples(name, seed), request))
+                self.write()
+            self.say(f"{key}: done before: {self._told(self.results[key])}")
             return
         started = time.perf_counter()
         training = {stage: self._train(arm, stage, seed) for stage in self._stages()}
@@ -85,13 +92,26 @@ class Ablation:
         plan = cascade.plan()
         row["evaluations"], row["passes"] = plan.evaluations(), plan.passes()
         row["sampling"] = plan.describe()
-        row |= self._score(cascade, name, seed)
+        (self.out / "samples").mkdir(parents=True, exist_ok=True)
+        request = replace(self._request(seed), keep=self._samples(name, seed))
+        self._take(row, judge_cascade(cascade, request, source={"kind": "cascade", "name": name}))
         row["seconds"] = round(time.perf_counter() - started, 1)
         row["hardware"] = hardware(self.device)
         self.results[key] = row
         self.write()
-        told = ", ".join(f"{metric} {row['scores'][metric]:.4g}" for metric in row["scores"])
-        self.say(f"{key}: {told} ({row['seconds']:.0f} s)")
+        self.say(f"{key}: {self._told(row)} ({row['seconds']:.0f} s)")
+
+    @staticmethod
+    def _told(row: dict[str, Any]) -> str:
+        return ", ".join(f"{metric} {value:.4g}" for metric, value in row["scores"].items())
+
+    def _take(self, row: dict[str, Any], scores: dict[str, Score]) -> None:
+        row.setdefault("scores", {}).update({key: score.value for key, score in scores.items()})
+        errors = {key: score.standard_error for key, score in scores.items() if score.standard_error is not None}
+        row.setdefault("standard_errors", {}).update(errors)
+        if "cas" in scores:
+            row["cas_each"] = scores["cas"].extra["each"]
+            row["cas_real"] = scores["cas"].extra["real"]
 
     def _stages(self) -> tuple[str, str]:
         return f"base{self.low}", f"sr{self.high}"
@@ -133,8 +153,8 @@ class Ablation:
             defaults[name] = default_sampling(stage, own, arm.guided if name.startswith("base") else {})
         return Cascade(stages, defaults=defaults, no_truncated=True).to(self.device)
 
-    def _score(self, cascade: Cascade, name: str, seed: int) -> dict[str, Any]:
-        request = Request(
+    def _request(self, seed: int) -> Request:
+        return Request(
             data=self.data,
             extractor=self.extractor,
             metrics=self.metrics,
@@ -143,13 +163,8 @@ class Ablation:
             device=self.device,
             precision="auto",
             cache=self.out / "features",
-            keep=self._samples(name, seed),
-            cas=CasConfig(epochs=max(15, _CAS_IMAGES / self.num)),
+            cas=self.cas,
         )
-        (self.out / "samples").mkdir(parents=True, exist_ok=True)
-        scores = judge_cascade(cascade, request, source={"kind": "cascade", "name": name})
-        errors = {key: score.standard_error for key, score in scores.items() if score.standard_error is not None}
-        return {"scores": {key: score.value for key, score in scores.items()}, "standard_errors": errors}
 
     def _samples(self, name: str, seed: int) -> Path:
         return self.out / "samples" / f"{name}-seed{seed}.npz"
@@ -209,6 +224,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--low", type=int, help="resolution of the base, in place of the size's")
     top.add_argument("--high", type=int, help="of the super-resolution stage, in place of the size's")
     top.add_argument("--metrics", default="fd,cas", help="as in cdm evaluate")
+    top.add_argument("--again", metavar="METRICS", help="score the samples of arms done before by these again")
+    top.add_argument("--cas-classifiers", type=int, default=1, help="classifiers that cas is the mean of")
     top.add_argument("--features", default="fashion-mnist", help="extractor, as in cdm evaluate")
     top.add_argument("--device")
     top.add_argument("--tiny", action="store_const", dest="size", const="tiny", help="--size tiny")

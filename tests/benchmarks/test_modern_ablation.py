@@ -65,6 +65,12 @@ def test_it_runs_writes_as_it_goes_and_goes_on(
     everything = rows["all/seed0/64images/10samples"]
     assert sum(everything["evaluations"].values()) <= 150 / 5
     assert len({json.dumps(row["scores"]) for row in rows.values()}) == 3
+    script.main([*words, "--arms", "few-steps", "--again", "fd"])
+    again = json.loads((tmp_path / "out/results.json").read_text())["arms"]
+    assert again.keys() == rows.keys()
+    scores = again["few-steps/seed0/64images/10samples"]["scores"]
+    assert sorted(scores) == ["fd_fashion-mnist", "kid_fashion-mnist"]
+    assert scores["kid_fashion-mnist"] == few["scores"]["kid_fashion-mnist"]
     # Two arms sample one training.
     assert sorted(path.name for path in (tmp_path / "out/runs-64").iterdir()) == [
         f"{name}-{stage}-seed0" for name in ("all", "paper") for stage in ("base8", "sr16")
