@@ -9,6 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cascaded_diffusion.cli.options import (
+    Augmentation,
+    BatchSize,
+    Cache,
+    Device,
+    Features,
+    Guidance,
+    More,
+    RealImages,
+    Sampler,
+    Steps,
+    Strength,
+)
 from cascaded_diffusion.cli.places import check_place, tell_which
 from cascaded_diffusion.cli.values import batch_size as to_batch_size
 from cascaded_diffusion.cli.values import check_compile, check_precision, sampling_choices, to_number, whole_from
@@ -30,7 +43,6 @@ _KINDS = {
     "run": "a run folder",
     "stage": "a stage folder",
 }
-PER_STAGE = "One value for all stages, or stage=value,stage=value."
 
 
 def evaluate_command(
@@ -41,7 +53,7 @@ def evaluate_command(
             help="A cascade (or demo for the packaged one), an .npz of samples, or one stage's run or stage folder.",
         ),
     ],
-    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Prepared data: the real images.")],
+    data: RealImages,
     split: Annotated[
         str | None,
         typer.Option("--split", metavar="train|val", help="Real images to compare with; default both, train first."),
@@ -54,15 +66,7 @@ def evaluate_command(
             help="Of fd (or fid), kid, is, pr, cas, nn, recognition, drift. [default: fd,kid,is,pr]",
         ),
     ] = None,
-    features: Annotated[
-        str | None,
-        typer.Option(
-            "--features",
-            metavar="NAME|PATH",
-            help="fashion-mnist, efficientnet-lite0, inception:WEIGHTS.pth, a .pt2 file, or a folder of cdm "
-            "train-classifier; default what fits the data.",
-        ),
-    ] = None,
+    features: Features = None,
     num: Annotated[
         int | None,
         typer.Option(
@@ -83,16 +87,11 @@ def evaluate_command(
     keep: Annotated[
         Path | None, typer.Option("--keep", metavar="FILE.npz", help="Keep the samples that were scored.")
     ] = None,
-    cache: Annotated[
-        Path | None,
-        typer.Option("--cache", metavar="DIR", help="Folder for features of real images; default the user's cache."),
-    ] = None,
+    cache: Cache = None,
     seed: Annotated[
         int, typer.Option("--seed", parser=whole_from(0), metavar="N", help="Of the samples, and of what metrics draw.")
     ] = 0,
-    batch_size: Annotated[
-        str, typer.Option("--batch-size", metavar="N|auto", help="Images at once; auto halves until they fit.")
-    ] = "auto",
+    batch_size: BatchSize = "auto",
     cas_epochs: Annotated[
         str | None,
         typer.Option("--cas-epochs", metavar="E", help="Times that cas sees each sample; more for few. [default: 15]"),
@@ -100,9 +99,7 @@ def evaluate_command(
     cas_classifiers: Annotated[
         int, typer.Option("--cas-classifiers", parser=whole_from(1), metavar="N", help="Whose mean cas is.")
     ] = 1,
-    device: Annotated[
-        str | None, typer.Option("--device", metavar="D", help="cpu, cuda, ...; default the best.")
-    ] = None,
+    device: Device = None,
     precision: Annotated[
         str | None, typer.Option("--precision", metavar="P", help="Of the stages: fp32, bf16 or auto. [default: fp32]")
     ] = None,
@@ -114,23 +111,12 @@ def evaluate_command(
             help="torch.compile and CUDA graphs: off, auto (on CUDA), on. [default: off]",
         ),
     ] = None,
-    steps: Annotated[str | None, typer.Option("--steps", metavar="V", help=f"Sampling steps. {PER_STAGE}")] = None,
-    sampler: Annotated[
-        str | None, typer.Option("--sampler", metavar="V", help=f"ancestral, ddim, heun or dpmpp-2m. {PER_STAGE}")
-    ] = None,
-    augmentation: Annotated[
-        str | None, typer.Option("--augmentation", metavar="V", help=f"truncated, nontruncated or none. {PER_STAGE}")
-    ] = None,
-    s: Annotated[
-        str | None, typer.Option("--s", metavar="V", help=f"Strength of the conditioning augmentation. {PER_STAGE}")
-    ] = None,
-    guidance: Annotated[
-        str | None, typer.Option("--guidance", metavar="V", help=f"Classifier-free guidance, 1 is none. {PER_STAGE}")
-    ] = None,
-    more: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Another sampling setting, such as sr32.start=0.6."),
-    ] = None,
+    steps: Steps = None,
+    sampler: Sampler = None,
+    augmentation: Augmentation = None,
+    s: Strength = None,
+    guidance: Guidance = None,
+    more: More = None,
 ) -> None:
     """Score images against real ones: a cascade's, one stage's, or those of a file.
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cascaded_diffusion.cli.options import Device
 from cascaded_diffusion.cli.places import check_place, tell_which
 from cascaded_diffusion.cli.values import whole_from
 from cascaded_diffusion.errors import UserError
@@ -51,9 +52,7 @@ def report_command(
     seed: Annotated[
         int, typer.Option("--seed", parser=whole_from(0), metavar="N", help="Equal seeds give equal samples.")
     ] = 0,
-    device: Annotated[
-        str | None, typer.Option("--device", metavar="D", help="cpu, cuda, ...; default the best.")
-    ] = None,
+    device: Device = None,
 ) -> None:
     """Write one page with what there is: stages and where they come from, loss, previews, samples, scores, searches.
 

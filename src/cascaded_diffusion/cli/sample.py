@@ -11,6 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cascaded_diffusion.cli.options import (
+    PER_STAGE,
+    Augmentation,
+    CascadeName,
+    Compile,
+    Device,
+    Guidance,
+    More,
+    Precision,
+    Sampler,
+    Steps,
+    Strength,
+)
 from cascaded_diffusion.cli.places import check_place, tell_which
 from cascaded_diffusion.cli.values import (
     batch_sizes,
@@ -34,11 +47,9 @@ if TYPE_CHECKING:
 
 __all__ = ["sample_command"]
 
-PER_STAGE = "One value for all stages, or stage=value,stage=value."
-
 
 def sample_command(
-    cascade: Annotated[str, typer.Argument(metavar="CASCADE", help="A cascade folder, or demo for the packaged one.")],
+    cascade: CascadeName,
     out: Annotated[
         Path, typer.Option("--out", metavar="FILE.npz|DIR", help="An .npz file, or a folder for PNG files.")
     ],
@@ -67,35 +78,16 @@ def sample_command(
         bool,
         typer.Option("--offload", help="Only the stage at work is on the device, the others wait in host memory."),
     ] = False,
-    device: Annotated[
-        str | None, typer.Option("--device", metavar="D", help="cpu, cuda, ...; default the best.")
-    ] = None,
+    device: Device = None,
     rgb: Annotated[bool, typer.Option("--rgb", help="Write grey images with three channels.")] = False,
-    steps: Annotated[str | None, typer.Option("--steps", metavar="V", help=f"Sampling steps. {PER_STAGE}")] = None,
-    sampler: Annotated[
-        str | None, typer.Option("--sampler", metavar="V", help=f"ancestral, ddim, heun or dpmpp-2m. {PER_STAGE}")
-    ] = None,
-    augmentation: Annotated[
-        str | None, typer.Option("--augmentation", metavar="V", help=f"truncated, nontruncated or none. {PER_STAGE}")
-    ] = None,
-    s: Annotated[
-        str | None, typer.Option("--s", metavar="V", help=f"Strength of the conditioning augmentation. {PER_STAGE}")
-    ] = None,
-    guidance: Annotated[
-        str | None, typer.Option("--guidance", metavar="V", help=f"Classifier-free guidance, 1 is none. {PER_STAGE}")
-    ] = None,
-    more: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Another sampling setting, such as sr32.start=0.6."),
-    ] = None,
-    precision: Annotated[
-        str,
-        typer.Option("--precision", metavar="P", help="fp32, bf16, or auto: bf16 where the hardware computes in it."),
-    ] = "fp32",
-    compiling: Annotated[
-        str,
-        typer.Option("--compile", metavar="C", help="torch.compile and CUDA graphs: off, auto (on CUDA), on."),
-    ] = "off",
+    steps: Steps = None,
+    sampler: Sampler = None,
+    augmentation: Augmentation = None,
+    s: Strength = None,
+    guidance: Guidance = None,
+    more: More = None,
+    precision: Precision = "fp32",
+    compiling: Compile = "off",
     grid: Annotated[
         Path | None, typer.Option("--grid", metavar="FILE.png", help="Also write a labelled picture.")
     ] = None,

@@ -11,6 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cascaded_diffusion.cli.options import (
+    BatchSize,
+    Cache,
+    CascadeName,
+    Compile,
+    Device,
+    Features,
+    Precision,
+    RealImages,
+)
 from cascaded_diffusion.cli.places import check_place, tell_which
 from cascaded_diffusion.cli.values import batch_size as to_batch_size
 from cascaded_diffusion.cli.values import check_compile, check_precision, split_trackers, to_number, whole_from
@@ -28,8 +38,8 @@ __all__ = ["search_command"]
 
 
 def search_command(
-    cascade: Annotated[str, typer.Argument(metavar="CASCADE", help="A cascade folder, or demo for the packaged one.")],
-    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Prepared data: the real images.")],
+    cascade: CascadeName,
+    data: RealImages,
     stage: Annotated[
         str, typer.Option("--stage", metavar="NAME,NAME|all", help="Stages to search, each with the best below it.")
     ],
@@ -88,37 +98,16 @@ def search_command(
         bool, typer.Option("--dry-run", help="Tell points, passes and time, and write nothing.")
     ] = False,
     no_write: Annotated[bool, typer.Option("--no-write", help="Leave the cascade's defaults as they are.")] = False,
-    features: Annotated[
-        str | None,
-        typer.Option(
-            "--features",
-            metavar="NAME|PATH",
-            help="fashion-mnist, efficientnet-lite0, inception:WEIGHTS.pth, a .pt2 file, or a folder of cdm "
-            "train-classifier; default what fits the data.",
-        ),
-    ] = None,
+    features: Features = None,
     split: Annotated[str, typer.Option("--split", metavar="train|val", help="Real images to compare with.")] = "train",
-    cache: Annotated[
-        Path | None,
-        typer.Option("--cache", metavar="DIR", help="Folder for features of real images; default the user's cache."),
-    ] = None,
+    cache: Cache = None,
     seed: Annotated[
         int, typer.Option("--seed", parser=whole_from(0), metavar="N", help="Of the samples, shared by all points.")
     ] = 0,
-    batch_size: Annotated[
-        str, typer.Option("--batch-size", metavar="N|auto", help="Images at once; auto halves until they fit.")
-    ] = "auto",
-    device: Annotated[
-        str | None, typer.Option("--device", metavar="D", help="cpu, cuda, ...; default the best.")
-    ] = None,
-    precision: Annotated[
-        str,
-        typer.Option("--precision", metavar="P", help="fp32, bf16, or auto: bf16 where the hardware computes in it."),
-    ] = "fp32",
-    compiling: Annotated[
-        str,
-        typer.Option("--compile", metavar="C", help="torch.compile and CUDA graphs: off, auto (on CUDA), on."),
-    ] = "off",
+    batch_size: BatchSize = "auto",
+    device: Device = None,
+    precision: Precision = "fp32",
+    compiling: Compile = "off",
     track: Annotated[
         str | None,
         typer.Option("--track", metavar="NAME,NAME", help="Show the curves in tensorboard, wandb or trackio too."),

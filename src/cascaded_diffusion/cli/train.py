@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cascaded_diffusion.cli.options import Device
 from cascaded_diffusion.cli.places import check_place, tell_which
 from cascaded_diffusion.cli.values import number_from, split_trackers, whole_from
 from cascaded_diffusion.errors import UserError
@@ -52,9 +53,7 @@ def train_command(
         float | None,
         typer.Option("--max-seconds", parser=number_from(0), metavar="S", help="Stop, and save, after this time."),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", metavar="D", help="cpu, cuda, ...; default the best.")
-    ] = None,
+    device: Device = None,
     data_workers: Annotated[
         int | None,
         typer.Option(

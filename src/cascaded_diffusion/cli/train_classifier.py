@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cascaded_diffusion.cli.options import Device
 from cascaded_diffusion.cli.places import check_place
 from cascaded_diffusion.cli.values import number_from, whole_from
 from cascaded_diffusion.errors import UserError
@@ -31,9 +32,7 @@ def train_classifier_command(
         float, typer.Option("--epochs", parser=number_from(0), metavar="N", help="Times that each image is seen.")
     ] = 20.0,
     seed: Annotated[int, typer.Option("--seed", parser=whole_from(0), metavar="N", help="Of everything random.")] = 0,
-    device: Annotated[
-        str | None, typer.Option("--device", metavar="D", help="cpu, cuda, ...; default the best.")
-    ] = None,
+    device: Device = None,
     half: Annotated[bool, typer.Option("--half", help="Store the weights in 16 bits.")] = False,
 ) -> None:
     """Train a classifier on the data's training images and test it on its validation images.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cascaded_diffusion.cli.options import CascadeName, Device
 from cascaded_diffusion.cli.places import tell_which
 from cascaded_diffusion.cli.values import whole_from
 from cascaded_diffusion.errors import UserError
@@ -29,7 +30,7 @@ def _port(value: Any) -> int:
 
 
 def ui_command(
-    cascade: Annotated[str, typer.Argument(metavar="CASCADE", help="A cascade folder, or demo for the packaged one.")],
+    cascade: CascadeName,
     port: Annotated[
         int | None,
         typer.Option(
@@ -43,9 +44,7 @@ def ui_command(
         str,
         typer.Option("--host", metavar="ADDRESS", help="Which addresses to answer; 0.0.0.0 lets other machines in."),
     ] = "127.0.0.1",
-    device: Annotated[
-        str | None, typer.Option("--device", metavar="D", help="cpu, cuda, ...; default the best.")
-    ] = None,
+    device: Device = None,
     max_num: Annotated[
         int, typer.Option("--max-num", parser=whole_from(1), metavar="N", help="Images that one run may make at most.")
     ] = _MOST_IMAGES,
