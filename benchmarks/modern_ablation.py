@@ -3,7 +3,7 @@
     cdm prepare fashion-mnist DATA --resolutions 8,16,32
     python benchmarks/modern_ablation.py --data DATA --out OUT --size gpu                        # not yet measured
     python benchmarks/modern_ablation.py --data DATA --out OUT                                   # on a CPU
-    python benchmarks/modern_ablation.py --data DATA --out OUT --arms paper all --seeds 0 1 2    # the winners again
+    python benchmarks/modern_ablation.py --data DATA --out OUT --arms paper winners --seeds 0 1 2
 
 Every arm differs from `paper` in what its name says; `benchmarks/modern_arms.py` lists them. Arms that differ in
 sampling alone share their trained stages. Each arm is trained, sampled and scored once: Frechet distance in the

