@@ -55,7 +55,7 @@ class Ablation:
         self.out, self.size, self.say = args.out, size, say
         self.data = PreparedData.open(args.data)
         self.device = pick_device(args.device)
-        self.num, self.low, self.high = args.num, size.low, size.high
+        self.size_name, self.num, self.low, self.high = args.size, args.num, size.low, size.high
         self.metrics = tuple(args.metrics.split(","))
         self.again = tuple(args.again.split(",")) if args.again else ()
         self.cas = CasConfig(epochs=max(15, _CAS_IMAGES / self.num), classifiers=args.cas_classifiers)
@@ -65,8 +65,8 @@ class Ablation:
         self.results: dict[str, dict[str, Any]] = stored.get("arms", {})
 
     def key(self, name: str, seed: int) -> str:
-        """An arm's name among the results: another length or number of samples is another result."""
-        return f"{name}/seed{seed}/{self.size.images}images/{self.num}samples"
+        """An arm's name among the results: of other networks, resolutions, length or number it is another result."""
+        return f"{name}/seed{seed}/{self.size_name}/{self.low}-{self.high}/{self.size.images}images/{self.num}samples"
 
     def run_folder(self, arm: Arm, stage: str, seed: int) -> Path:
         """Arms that train a stage alike share its run."""
@@ -76,6 +76,9 @@ class Ablation:
         """Train, sample and score one arm; of one that is done, only what is asked for again."""
         key, arm = self.key(name, seed), ARMS[name]
         if key in self.results:
+            if self.again and not self._samples(name, seed).exists():
+                self.say(f"{key}: its samples are gone")
+                return
             if self.again:
                 request = replace(self._request(seed), metrics=self.again)
                 self._take(self.results[key], judge_samples(self._samples(name, seed), request))
@@ -86,7 +89,7 @@ class Ablation:
         training = {stage: self._train(arm, stage, seed) for stage in self._stages()}
         cascade = self._cascade(arm, seed)
         row: dict[str, Any] = {"name": name, "what": arm.what, "seed": seed, "images": self.size.images}
-        row["num"] = self.num
+        row |= {"num": self.num, "size": self.size_name, "resolutions": [self.low, self.high]}
         row["training_flops"] = sum(found["flops"] for found in training.values())
         row["training_seconds"] = round(sum(found["seconds"] for found in training.values()), 1)
         plan = cascade.plan()
@@ -110,6 +113,7 @@ class Ablation:
         errors = {key: score.standard_error for key, score in scores.items() if score.standard_error is not None}
         row.setdefault("standard_errors", {}).update(errors)
         if "cas" in scores:
+            row["cas_epochs"] = self.cas.epochs
             row["cas_each"] = scores["cas"].extra["each"]
             row["cas_real"] = scores["cas"].extra["real"]
 
@@ -167,7 +171,7 @@ class Ablation:
         )
 
     def _samples(self, name: str, seed: int) -> Path:
-        return self.out / "samples" / f"{name}-seed{seed}.npz"
+        return self.out / "samples" / f"{self.key(name, seed).replace('/', '-')}.npz"
 
     def write(self) -> None:
         """Write all results, as JSON, as a table and as a picture."""
@@ -175,7 +179,8 @@ class Ablation:
         with atomic_write(self.out / "results.md") as file:
             file.write(table(list(self.results.values())).encode())
         # Reversed, so that of several seeds the first stays.
-        found = {row["name"]: self._samples(row["name"], row["seed"]) for row in reversed(self.results.values())}
+        here = {key: row for key, row in self.results.items() if key == self.key(row["name"], row["seed"])}
+        found = {row["name"]: self._samples(row["name"], row["seed"]) for row in reversed(here.values())}
         rows = [(name, two_a_class(found[name])) for name in ARMS if name in found and found[name].exists()]
         if rows:
             with atomic_write(self.out / "samples.png") as file:
@@ -191,13 +196,17 @@ def two_a_class(samples: Path) -> np.ndarray:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Arms as a Markdown table, the mean and the spread (smallest to largest) over their seeds."""
-    groups: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["name"], row["images"], row["num"]), []).append(row)
+        alike = (*(row.get(key) for key in ("name", "images", "num", "size")), *row.get("resolutions", ()))
+        groups.setdefault(alike, []).append(row)
     metrics = list(dict.fromkeys(metric for row in rows for metric in row["scores"]))
     head = ["arm", "what", *metrics, "evaluations", "passes", "training FLOPs", "images", "samples", "seeds"]
+    counts = {len(row["cas_each"]) for row in rows if "cas_each" in row}
+    if counts - {1}:
+        head[head.index("cas")] = f"cas, mean of {' or '.join(map(str, sorted(counts)))} classifiers"
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    for (name, images, num), found in groups.items():
+    for (name, images, num, *_), found in groups.items():
         cells = [name, found[0]["what"]]
         for metric in metrics:
             values = [row["scores"][metric] for row in found if metric in row["scores"]]

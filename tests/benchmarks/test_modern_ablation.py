@@ -62,13 +62,13 @@ def test_it_runs_writes_as_it_goes_and_goes_on(
     assert capsys.readouterr().out.count("done before") == 1
     rows = json.loads((tmp_path / "out/results.json").read_text())["arms"]
     assert list(rows.values())[:2] == [few, guided]
-    everything = rows["all/seed0/64images/10samples"]
+    everything = rows["all/seed0/tiny/8-16/64images/10samples"]
     assert sum(everything["evaluations"].values()) <= 150 / 5
     assert len({json.dumps(row["scores"]) for row in rows.values()}) == 3
     script.main([*words, "--arms", "few-steps", "--again", "fd"])
     again = json.loads((tmp_path / "out/results.json").read_text())["arms"]
     assert again.keys() == rows.keys()
-    scores = again["few-steps/seed0/64images/10samples"]["scores"]
+    scores = again["few-steps/seed0/tiny/8-16/64images/10samples"]["scores"]
     assert sorted(scores) == ["fd_fashion-mnist", "kid_fashion-mnist"]
     assert scores["kid_fashion-mnist"] == few["scores"]["kid_fashion-mnist"]
     # Two arms sample one training.

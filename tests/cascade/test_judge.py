@@ -259,7 +259,17 @@ def test_some_of_a_file(request_for: Callable[..., Request], tmp_path: Path, col
     assert all(share == 1 for share in seen.extra["per_class"])  # a sorted file's first 20 would lack classes
     assert (seen.provenance.n, seen.provenance.seed) == (20, 1)
     whole = judge_samples(tmp_path / "sorted.npz", request_for("recognition", num=None))["recognition_eye"]
-    assert (whole.provenance.n, whole.provenance.seed) == (len(split), None)
+    # No image is drawn of a whole file, but scores such as the kernel distance draw among its features.
+    assert (whole.provenance.n, whole.provenance.seed) == (len(split), 0)
     assert whole.provenance.source["name"] == "sorted.npz"
     with pytest.raises(UserError, match=r"num: 999 is more than the \d+ images of"):
         judge_samples(tmp_path / "sorted.npz", request_for(num=999))
+
+
+def test_a_file_of_fewer_images_than_processes(
+    request_for: Callable[..., Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_npz(tmp_path / "few.npz", np.zeros((3, 16, 16, 3), np.uint8), np.zeros(3, np.int64))
+    monkeypatch.setattr(judge, "current_ranks", lambda: Ranks(0, 4))
+    with pytest.raises(UserError, match="num: 3 samples for 4 processes"):
+        judge_samples(tmp_path / "few.npz", request_for(num=None))

@@ -178,6 +178,14 @@ def test_one_weight_makes_another_request(tiny_cascade: Cascade) -> None:
     assert _request(tiny_cascade) != request
 
 
+def test_equal_weights_of_another_prediction_make_another_request(tiny_cascade: Cascade) -> None:
+    request, stage = _request(tiny_cascade), tiny_cascade.stages["base8"]
+    stage.config = stage.config.model_copy(
+        update={"diffusion": stage.config.diffusion.model_copy(update={"prediction": "x0"})}
+    )
+    assert _request(tiny_cascade) != request
+
+
 def test_an_interrupted_sampling_ends_with_the_same_images(
     tiny_cascade: Cascade, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

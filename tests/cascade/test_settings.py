@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from cascaded_diffusion.cascade.generate import stage_evaluations, stage_passes
+from cascaded_diffusion.cascade.guides import default_sampling
 from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.cascade.settings import Requests, resolve_settings, stop_for
 from cascaded_diffusion.cascade.stage import Stage, StageConfig
@@ -121,6 +123,21 @@ def test_a_stage_without_classes_cannot_be_guided(random_stage: Callable[..., St
     stage = random_stage(base_config(classes=None))
     with pytest.raises(UserError, match=r"base8 has no classes to be guided by"):
         resolve_settings([stage], {"base8": stage.config.sampling}, Requests(guidance={"base8": 2}), truncated={})
+
+
+def test_a_recipes_guidance_is_none_where_the_data_have_no_classes(
+    random_stage: Callable[..., Stage], base_config: Configure
+) -> None:
+    """What is told and counted is what is done: the network is called once."""
+    stage = random_stage(base_config(classes=None, training={"class_dropout": 0.1}, sampling={"guidance": 1.5}))
+    settled = resolve_settings([stage], {"base8": stage.config.sampling}, Requests(), truncated={})
+    assert settled["base8"].guidance == 1
+    assert stage_passes(stage, settled["base8"]) == stage_evaluations(stage, settled["base8"])
+    more = {"base8": {"guidance": 2.0}}
+    with pytest.raises(UserError, match="guidance: base8 has no classes to be guided by; allowed 1"):
+        resolve_settings([stage], {"base8": stage.config.sampling}, Requests(more=more), truncated={})
+    with pytest.raises(UserError, match=r"--set: base8\.guidance: 2 needs classes"):
+        default_sampling(stage, stage.config.sampling, {"guidance": 2})
 
 
 def test_s_on_a_stage_whose_default_is_none_acts(resolve: Resolve) -> None:

@@ -199,6 +199,9 @@ SAMPLE = [
     ("--grid {root}/text.yaml/x.png", "--grid: & x.png cannot be made"),
     ("--stages {root}/text.yaml/x", "--stages: & text.yaml/x cannot be made"),
     ("--stages {root}/empty --out {root}/empty", "--stages: & empty is --out too"),
+    ("--stages {root}/new/stages --out {root}/new", "--stages: & lies in --out"),
+    ("--stages {root}/new --out {root}/new/x.npz", "--out: & lies in --stages"),
+    ("--grid {root}/new/grid.png --out {root}/new", "--grid: & lies in --out"),
     ("--grid {root}/grid.jpg", "--grid: & grid.jpg is not the name of a .png file"),
     ("--stages {root}/filled", "filled: already there and not an empty folder"),
 ]

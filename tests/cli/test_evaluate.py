@@ -134,6 +134,8 @@ def test_without_a_classifier_there_is_no_inception_score(
         (["--cas-epochs", "0"], "--cas-epochs: 0 is not allowed; give a number above 0, up to 1000000"),
         (["--cas-classifiers", "0"], "'0'; allowed: whole numbers from 1"),
         (["--cas-classifiers", "2000"], "--cas-classifiers: 2000 is not allowed; give a number from 1 to 1000"),
+        (["--cas-epochs", "60"], "--cas-epochs: has no effect without cas; add it to --metrics"),
+        (["--cas-classifiers", "3"], "--cas-classifiers: has no effect without cas; add it to --metrics"),
         (["--s", "0.9"], "s: 0.9 for sr16 is out of range"),
         (["--set", "sr16.start=2"], "sr16: start: "),
         (["--set", "sr16=2"], "--set: 'sr16' is not of the form STAGE.KEY=VALUE"),

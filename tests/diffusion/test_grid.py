@@ -189,6 +189,19 @@ def test_endpoints_make_a_linear_schedule_of_their_own() -> None:
     assert levels[-1] == Level(1.0, 0.0)
 
 
+def test_endpoints_that_leave_nothing_of_the_image_are_refused() -> None:
+    with pytest.raises(UserError, match=r"endpoints: 0\.1 and 0\.9 leave alpha_bar = 0 after 2000 steps"):
+        sampling_grid(_schedule(None), 2000, endpoints=(0.1, 0.9))
+
+
+@pytest.mark.parametrize("hundredths", range(2, 100, 2))
+def test_a_level_is_not_visited_twice_for_rounding(hundredths: int) -> None:
+    """1 - 29/50 is not quite 0.42, nor 1 - 27/50 quite 0.46."""
+    schedule, time = _schedule(None), hundredths / 100
+    assert len(sampling_grid(schedule, 50, stop=time)) == 50 - hundredths // 2 + 1
+    assert len(sampling_grid(schedule, 50, start=time)) == hundredths // 2 + 1
+
+
 def test_endpoints_need_continuous_time() -> None:
     with pytest.raises(UserError, match="needs a stage trained in continuous time"):
         sampling_grid(_schedule(), 10, endpoints=(0.1, 0.4))

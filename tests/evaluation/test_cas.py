@@ -124,6 +124,19 @@ def test_cache_spares_the_second_training(
     (folder / "model.safetensors").write_bytes(b"damaged")
     assert score(speckled_data, *samples, cache=tmp_path) == first
     assert len(trained) == 3
+    # A classifier that learned in other numbers would not be the one that the samples' is compared with.
+    monkeypatch.setattr(cas, "computes_in_bf16", lambda *_: True)
+    score(speckled_data, *samples, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_some_rows_are_taken_as_of_an_array(speckled_data: PreparedData) -> None:
+    images, some = speckled_data.split("train").images(8), np.array([7, 3, 11])
+    rows, array = cas._Chosen(images, some), np.asarray(images)[some]
+    assert (rows.shape, rows.dtype, len(rows)) == (array.shape, array.dtype, 3)
+    for where in (slice(1, 3), np.array([2, 0, 0])):
+        assert np.array_equal(rows[where], array[where])
+    assert np.array_equal(np.asarray(rows), array)
 
 
 def test_accuracy_of_known_logits() -> None:
@@ -158,7 +171,7 @@ def test_several_classifiers_are_told_by_their_mean(
     def trained(
         images: np.ndarray, labels: np.ndarray, shape: object, training: ClassifierTraining, **_: object
     ) -> int:
-        seeds.append((training.seed, bool((images == samples[0]).all())))
+        seeds.append((training.seed, bool((np.asarray(images) == samples[0]).all())))
         return training.seed
 
     def shares(logits: int, labels: np.ndarray) -> Accuracy:

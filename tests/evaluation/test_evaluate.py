@@ -188,6 +188,20 @@ def test_copies_of_all_real_images_leave_nothing_to_compare_with(
         scored(images, labels, "nn", data=PreparedData.open(tmp_path / "data"))
 
 
+def test_one_score_that_is_not_defined_leaves_the_others(
+    scored: Any, speckled_data: PreparedData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def undefined(*_: Any) -> None:
+        raise ValueError("memorisation: half of the real images are copies")
+
+    monkeypatch.setattr(evaluate, "memorisation", undefined)
+    images, labels = _train(speckled_data)
+    found = scored(images, labels, "fd,nn,recognition", splits=("train",))
+    assert list(found) == ["fd_eye", "recognition_eye"]
+    (line,) = caplog.messages
+    assert line == "nn: memorisation: half of the real images are copies; this score is left out"
+
+
 def test_progress(scored: Any, speckled_data: PreparedData) -> None:
     images, labels = _train(speckled_data)
     told: list[tuple[str, int, int]] = []

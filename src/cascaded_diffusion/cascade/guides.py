@@ -67,6 +67,8 @@ def default_sampling(stage: Stage, sampling: SamplingConfig, changes: Mapping[st
     Raises:
         UserError: naming the stage and the key that is wrong.
     """
+    if stage.config.classes is None and changes.get("guidance", 1) != 1:
+        raise UserError(f"--set: {stage.name}.guidance: {changes['guidance']} needs classes, which it does not have")
     weight = {"guide": DEFAULT_WEIGHT} if stage.guide is not None and sampling.guide == 1 else {}
     try:
         return SamplingConfig.model_validate(sampling.model_dump() | weight | dict(changes))

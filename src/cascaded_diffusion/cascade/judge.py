@@ -16,7 +16,7 @@ from cascaded_diffusion.cascade.manifest import CascadeManifest
 from cascaded_diffusion.cascade.sample_store import weights_hash
 from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.cascade.settings import Requests, resolve_settings
-from cascaded_diffusion.cascade.stage import CONFIG_FILE, WEIGHTS_FILE, Stage, StageConfig
+from cascaded_diffusion.cascade.stage import CONFIG_FILE, GUIDE_FOLDER, WEIGHTS_FILE, Stage, StageConfig
 from cascaded_diffusion.cascade.walk import FinishedImages, Plan, first_batch_size, sample_batches
 from cascaded_diffusion.data.prepared import PreparedData
 from cascaded_diffusion.errors import UserError
@@ -125,7 +125,12 @@ def judge_samples(path: Path, request: Request) -> dict[str, Score]:
             chosen = permutation(request.seed, "evaluation/samples", len(images))[:count].sort().values.numpy()
             images, labels = images[chosen], labels[chosen]
         source = {"kind": "samples", "name": given.name, "sha256": given.sha256}
-        origin = Origin(source=source, seed=None if count == len(given.images) else request.seed)
+        if count < current_ranks().world:
+            raise UserError(
+                f"num: {count} samples for {current_ranks().world} processes; at least one for each is needed"
+            )
+        # Of a whole file no image is drawn, but several scores draw from its features.
+        origin = Origin(source=source, seed=request.seed)
         return _evaluate(request, images, labels, origin)
 
 
@@ -229,7 +234,7 @@ def judge_run(
             "ema": choice,
             "sha256": sha256,
         }
-        stage.network.to(request.device)
+        stage.to(request.device)
         told = replace(request, watch=_prefixed(request.watch, f"{number:,}: ")) if every else request
         found.append(Checkpoint(number, choice, judge_stage(stage, stage.config.sampling, told, source=source)))
     return found
@@ -369,6 +374,9 @@ def cascade_source(name: str, folder: Path) -> dict[str, Any]:
 
 
 def stage_source(folder: Path, stage: str) -> dict[str, Any]:
-    """Which stage folder this is; SHA-256 of its weights."""
+    """Which stage folder this is; SHA-256 of its weights, and of a guide's."""
     files = {"sha256": sha256_of(folder / WEIGHTS_FILE), "config_sha256": sha256_of(folder / CONFIG_FILE)}
+    guide = folder / GUIDE_FOLDER / WEIGHTS_FILE
+    if guide.is_file():
+        files["guide_sha256"] = sha256_of(guide)
     return {"kind": "stage", "name": folder.resolve().name, "stage": stage, **files}

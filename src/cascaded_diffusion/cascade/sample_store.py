@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import zipfile
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from cascaded_diffusion.cascade.stage import Stage
 from cascaded_diffusion.cascade.walk import Plan
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import atomic_write, read_json, write_json
@@ -62,12 +64,25 @@ def sampling_request(
         "torch": torch.__version__,
         "device": device.type,
         "stages": {stage.name: plan.settings[stage.name].identity() for stage in plan.stages},
-        "weights": {stage.name: weights_hash(stage.network) for stage in plan.stages}
-        | {f"{stage.name}/guide": weights_hash(stage.guide.network) for stage in plan.stages if stage.guide},
+        "configs": {name: _config_hash(stage) for name, stage in _with_guides(plan)},
+        "weights": {name: weights_hash(stage.network) for name, stage in _with_guides(plan)},
         "labels": [len(labels), hashlib.sha256(labels.tobytes()).hexdigest()],
         "low_res": None if low_res is None else [*low_res.shape, hashlib.sha256(low_res.tobytes()).hexdigest()],
         **choices,
     }
+
+
+def _with_guides(plan: Plan) -> Iterator[tuple[str, Stage]]:
+    for stage in plan.stages:
+        yield stage.name, stage
+        if stage.guide is not None:
+            yield f"{stage.name}/guide", stage.guide
+
+
+def _config_hash(stage: Stage) -> str:
+    """SHA-256 of what a stage is; how it is sampled by default is told by the plan's settings."""
+    said = stage.config.model_dump(mode="json", exclude={"sampling"})
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def weights_hash(network: nn.Module) -> str:

@@ -43,7 +43,7 @@ from cascaded_diffusion.evaluation.reference import Reference, reference, refere
 from cascaded_diffusion.evaluation.statistics import FeatureStatistics
 from cascaded_diffusion.files import atomic_write
 from cascaded_diffusion.networks.compiling import CompileChoice
-from cascaded_diffusion.ranks import current_ranks, gather_rows, on_main
+from cascaded_diffusion.ranks import current_ranks, from_main, gather_rows, on_main
 from cascaded_diffusion.version import VERSION
 
 __all__ = ["Search", "Watch", "evaluations", "open_cascade", "prepare_search", "run_search"]
@@ -186,7 +186,7 @@ def run_search(search: Search, out: Path, *, cache: Path | None = None, watch: W
         UserError: ``out`` holds something else.
     """
     store = SearchStore(out)
-    store.check(search.request)
+    from_main(lambda: store.check(search.request))  # the others would look while it writes
     if current_ranks().world > search.request.num:
         raise UserError(f"num: {search.request.num} samples for {current_ranks().world} processes; give more")
     record = SearchRecord(

@@ -61,7 +61,7 @@ class PassMaker:
         """A point's images, those of this rank's share: uint8 (n, R, R, C)."""
         if on_main(self.store.images_path(point).exists()):
             return self.store.load_images(point, self.share)
-        _, images = self._make(point.work)
+        images = np.concatenate([made for _, made in self._make(point.work, carry=False)])
         everyone = gather_rows(torch.from_numpy(images)).numpy()
         if current_ranks().is_main:
             self.store.save_images(point, everyone, self.labels)
@@ -70,20 +70,26 @@ class PassMaker:
     def handed_on(self, work: Pass) -> Tensor:
         """What a pass hands to the stage above, for this rank's share: float32 (n, C, r, r)."""
         if not on_main(self.store.lower_path(work).exists()):
-            carried, images = self._make(work)
-            everything = gather_rows(carried).numpy(), gather_rows(torch.from_numpy(images)).numpy()
+            parts = self._make(work, carry=True)
+            carried = gather_rows(torch.cat([part for part, _ in parts if part is not None])).numpy()
+            images = gather_rows(torch.from_numpy(np.concatenate([part for _, part in parts]))).numpy()
             if current_ranks().is_main:
-                self.store.save_lower(work, everything[1], self.labels, everything[0])
+                self.store.save_lower(work, images, self.labels, carried)
             barrier()
         return torch.from_numpy(self.store.load_lower(work, self.share))
 
-    def _make(self, work: Pass) -> tuple[Tensor, np.ndarray]:
-        """Run a stage on this rank's share: what it hands on, float32 (n, C, R, R), and its images, uint8 NHWC."""
+    def _make(self, work: Pass, *, carry: bool) -> list[tuple[Tensor | None, np.ndarray]]:
+        """Run a stage on this rank's share: by batch its images, uint8 NHWC, and before them what it hands on.
+
+        That is float32 (n, C, R, R), four times the images' memory, and ``None`` where nothing stands above.
+        """
         low_res = None if work.below is None else self.handed_on(work.below)
-        parts = in_batches(
-            len(self.share), self.batch_size, lambda start, stop: self._batch(work, low_res, start, stop)
-        )
-        return torch.cat([carried for carried, _ in parts]), np.concatenate([images for _, images in parts])
+
+        def batch(start: int, stop: int) -> tuple[Tensor | None, np.ndarray]:
+            carried, images = self._batch(work, low_res, start, stop)
+            return (carried if carry else None), images
+
+        return in_batches(len(self.share), self.batch_size, batch)
 
     def _batch(self, work: Pass, low_res: Tensor | None, start: int, stop: int) -> tuple[Tensor, np.ndarray]:
         stage, device = self.cascade.stages[work.stage], self.cascade.device

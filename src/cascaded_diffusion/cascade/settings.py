@@ -149,6 +149,8 @@ def resolve_settings(
     settled: dict[str, SamplingConfig] = {}
     for position, stage in enumerate(stages):
         default = defaults[stage.name]
+        if stage.config.classes is None:
+            default = default.model_copy(update={"guidance": 1.0})  # there is no class to be guided by
         changes = {key: values[stage.name] for key, values in choices.items() if stage.name in values}
         if "sampler" in changes:
             changes["sampler"] = _one_of("sampler", stage, changes["sampler"], get_args(SamplerName))
@@ -197,6 +199,8 @@ def _check_more(stage: Stage, settings: SamplingConfig) -> None:
     """``UserError`` for settings that the stage cannot follow: it lacks a guide, an image to start from, or a level."""
     if settings.guide != 1 and stage.guide is None:
         raise UserError(f"guide: {settings.guide:g} needs a guide for {stage.name}; cdm assemble --guide gives it one")
+    if settings.guidance != 1 and stage.config.classes is None:
+        raise UserError(f"guidance: {_why_no_guidance(stage)}; allowed 1")
     try:
         stage.config.check_sampling(settings)
     except ValueError as error:

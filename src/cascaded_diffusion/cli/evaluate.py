@@ -164,7 +164,7 @@ def evaluate_command(
                 "batch_size": to_batch_size(batch_size),
                 "precision": precision or "fp32",
                 "compile": compiling or "off",
-                "cas": _cas(cas_epochs, cas_classifiers),
+                "cas": _cas(cas_epochs, cas_classifiers, metrics),
                 "choices": choices,
                 "cache": cache,
                 "keep": keep,
@@ -173,7 +173,7 @@ def evaluate_command(
     )
 
 
-def _cas(epochs: str | None, classifiers: int) -> CasConfig | None:
+def _cas(epochs: str | None, classifiers: int, metrics: str | None) -> CasConfig | None:
     if epochs is None and classifiers == 1:
         return None
     from cascaded_diffusion.evaluation.cas import CasConfig
@@ -186,6 +186,9 @@ def _cas(epochs: str | None, classifiers: int) -> CasConfig | None:
         config = config.model_copy(update={"epochs": number})
     if classifiers > 1000:
         raise UserError(f"--cas-classifiers: {classifiers} is not allowed; give a number from 1 to 1000")
+    if "cas" not in [word.strip() for word in (metrics or "").split(",")]:
+        option = "--cas-classifiers" if epochs is None else "--cas-epochs"
+        raise UserError(f"{option}: has no effect without cas; add it to --metrics")
     return config.model_copy(update={"classifiers": classifiers})
 
 
@@ -309,7 +312,7 @@ def _judge(asked: _Asked, request: Request) -> tuple[dict[str, Score], dict[str,
         return judge.judge_cascade(cascade, request, source=judge.cascade_source(name, folder)), {}
     if asked.kind == "stage":
         stage, sampling, _ = load_part(path)
-        stage.network.to(request.device)
+        stage.to(request.device)
         return judge.judge_stage(stage, sampling, request, source=judge.stage_source(path, stage.name)), {}
     found = judge.judge_run(path, request, images=asked.checkpoint, ema=asked.ema, every=asked.all_checkpoints)
     best = judge.best_checkpoint(found, request) if asked.all_checkpoints else found[0]

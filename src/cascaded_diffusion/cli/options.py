@@ -51,7 +51,7 @@ Features = Annotated[
 ]
 Cache = Annotated[
     Path | None,
-    typer.Option("--cache", metavar="DIR", help="Folder for features of real images; default the user's cache."),
+    typer.Option("--cache", metavar="DIR", help="Folder for what is found of real images; default the user's cache."),
 ]
 
 Steps = Annotated[str | None, typer.Option("--steps", metavar="V", help=f"Sampling steps. {PER_STAGE}")]

@@ -7,6 +7,7 @@ last, so a grid of n levels costs n - 1 calls of a first-order sampler.
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -29,6 +30,10 @@ __all__ = [
 
 Steps = int | str
 """A number of steps, or for discrete schedules ``"10,20,30"`` (sections) or ``"ddimN"`` (an integer stride)."""
+
+
+_LEAST_ALPHA_BAR = 1e-30
+"""Below this the image is lost to float64, and x_0 = (z - sigma eps) / alpha with it."""
 
 
 class SigmaGrid(NamedTuple):
@@ -124,6 +129,11 @@ def _continuous_levels(
         return [schedule.level(1 - i / count) for i in range(count)]
     # SR3 (2104.07636), section 2.3: a linear schedule of its own, with two end points found by search.
     alpha_bars = np.cumprod(1 - np.linspace(*endpoints, count))
+    if alpha_bars[-1] < _LEAST_ALPHA_BAR:
+        raise UserError(
+            f"endpoints: {endpoints[0]:g} and {endpoints[1]:g} leave alpha_bar = {alpha_bars[-1]:.2g} after {count} "
+            f"steps; allowed from {_LEAST_ALPHA_BAR:g}: fewer steps, or smaller betas"
+        )
     return [Level(float(alpha_bars[k - 1]), k / count) for k in range(count, 0, -1)]
 
 
@@ -161,7 +171,12 @@ def sampling_grid(
     top = schedule.level(start)
     if top.alpha_bar >= levels[-1].alpha_bar:
         raise UserError(f"start: {start:g} is not above {levels[-1].time:g}, where the stage stops")
-    return [top, *(level for level in levels if level.alpha_bar > top.alpha_bar)]
+    return [top, *(level for level in levels if _is_above(level.alpha_bar, top.alpha_bar))]
+
+
+def _is_above(alpha_bar: float, other: float) -> bool:
+    """Whether a level is nearer to the image than another by more than rounding: 1 - 29/50 is not quite 0.42."""
+    return alpha_bar > other and not math.isclose(alpha_bar, other, rel_tol=1e-12, abs_tol=0)
 
 
 def _whole_grid(
@@ -178,7 +193,7 @@ def _whole_grid(
         return [end]
     if timesteps is None:
         levels = _continuous_levels(schedule, steps, endpoints, sigmas)
-        return [level for level in levels if level.alpha_bar < end.alpha_bar] + [end]
+        return [level for level in levels if _is_above(end.alpha_bar, level.alpha_bar)] + [end]
     if endpoints is not None:
         raise UserError("endpoints: a sampling schedule of its own needs a stage trained in continuous time")
     if sigmas is not None:

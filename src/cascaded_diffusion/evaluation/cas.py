@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed
 from pydantic import Field
@@ -25,11 +26,14 @@ from torch import Tensor
 
 from cascaded_diffusion.config import StrictModel
 from cascaded_diffusion.data.manifest import labels_file
+from cascaded_diffusion.data.packed import ImageRows
 from cascaded_diffusion.data.prepared import Split
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.evaluation.classification import ClassifierTraining, config_for, predict, train_classifier
 from cascaded_diffusion.evaluation.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier
+from cascaded_diffusion.precision import computes_in_bf16
 from cascaded_diffusion.ranks import current_ranks, together
+from cascaded_diffusion.version import VERSION
 
 __all__ = ["Accuracy", "CasConfig", "CasResult", "classification_accuracy_score", "measure_accuracy"]
 
@@ -182,14 +186,15 @@ def classification_accuracy_score(
 
     def on_samples(nth: int) -> _Outcome:
         training = settings.for_count(len(images), nth)
-        told = None if watch is None else lambda seen, total: watch("classifier on samples", seen, total)
+        told = _told(watch, "classifier on samples", nth, settings.classifiers)
         classifier = train_classifier(images, labels, shape, training, device=device, watch=told)
         return _Outcome(measure_accuracy(predict(classifier, test)[0], val.labels))
 
     def on_real(nth: int) -> _Outcome:
         # As many steps as for the samples, however few the real images are.
         training = settings.for_count(len(images), nth)
-        classifier = _real_classifier(train, resolution, chosen, shape, training, device, cache, watch)
+        told = _told(watch, "classifier on real images", nth, settings.classifiers)
+        classifier = _real_classifier(train, resolution, chosen, shape, training, device, cache, told)
         seen = predict(classifier, images)[0].argmax(dim=1).numpy()
         return _Outcome(measure_accuracy(predict(classifier, test)[0], val.labels), float(np.mean(seen == labels)))
 
@@ -274,6 +279,29 @@ def _like_counted(real: np.ndarray, wanted: np.ndarray, classes: int) -> np.ndar
     return np.sort(chosen)
 
 
+class _Chosen:
+    """Some rows of images, taken when they are asked for: the data may be larger than memory."""
+
+    def __init__(self, images: ImageRows, chosen: np.ndarray) -> None:
+        self._images, self._chosen = images, chosen
+        self.shape, self.dtype = (len(chosen), *images.shape[1:]), images.dtype
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, where: Any, /) -> Any:
+        return self._images[self._chosen[where]]
+
+    def __array__(self, dtype: Any = None, /) -> npt.NDArray[Any]:
+        return np.asarray(self[:], dtype)
+
+
+def _told(watch: Watch | None, what: str, nth: int, count: int) -> Callable[[int, int], None] | None:
+    """Tells one classifier's progress, by number if there are several: each has a clock of its own."""
+    name = what if count == 1 else f"{what}, {nth + 1} of {count}"
+    return None if watch is None else lambda seen, total: watch(name, seen, total)
+
+
 def _real_classifier(
     train: Split,
     resolution: int,
@@ -282,18 +310,17 @@ def _real_classifier(
     training: ClassifierTraining,
     device: torch.device,
     cache: Path | None,
-    watch: Watch | None,
+    watch: Callable[[int, int], None] | None,
 ) -> Classifier:
     """The classifier trained on real images, from the cache if it is there."""
-    place = None if cache is None else cache / f"cas-{_key(train, resolution, chosen, shape, training)}"
+    place = None if cache is None else cache / f"cas-{_key(train, resolution, chosen, shape, training, device)}"
     if place is not None and place.is_dir():
         try:
             return load_classifier(place).to(device)
         except UserError:  # damaged: train it again, but leave the folder, which is not ours to delete
             place = None
-    told = None if watch is None else lambda seen, total: watch("classifier on real images", seen, total)
-    real = train.images(resolution)[chosen]
-    classifier = train_classifier(real, train.labels[chosen], shape, training, device=device, watch=told)
+    real = _Chosen(train.images(resolution), chosen)
+    classifier = train_classifier(real, train.labels[chosen], shape, training, device=device, watch=watch)
     if place is not None:
         try:
             save_classifier(classifier, place)
@@ -303,7 +330,12 @@ def _real_classifier(
 
 
 def _key(
-    train: Split, resolution: int, chosen: Sequence[int] | np.ndarray, shape: ClassifierConfig, how: ClassifierTraining
+    train: Split,
+    resolution: int,
+    chosen: np.ndarray,
+    shape: ClassifierConfig,
+    how: ClassifierTraining,
+    device: torch.device,
 ) -> str:
     files = train.data.manifest.files
     known = {
@@ -312,6 +344,10 @@ def _key(
         "chosen": hashlib.sha256(np.asarray(chosen, np.int64).tobytes()).hexdigest(),
         "network": shape.model_dump(mode="json"),
         "training": how.model_dump(mode="json"),
+        # What is trained elsewhere in other numbers must not stand beside samples' classifiers trained here.
+        "precision": "bf16" if computes_in_bf16(how.precision, device) else "fp32",
+        "device": device.type,
+        "cascaded_diffusion": VERSION,
         "torch": torch.__version__,
     }
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:32]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cascaded_diffusion.conditioning.resizing import area_downsample
+from cascaded_diffusion.data.pixels import area_resize
 from cascaded_diffusion.evaluation.statistics import FeatureStatistics
 
 __all__ = ["ChannelStatistics", "ColourDrift", "colour_drift", "colour_statistics"]
@@ -36,10 +37,13 @@ def _check(images: np.ndarray, what: str) -> None:
 
 
 def _measured(images: np.ndarray, resolution: int) -> ChannelStatistics:
-    """Of images reduced to ``resolution`` by area, without rounding."""
+    """Of images reduced to ``resolution`` by area, rounded only where it does not divide theirs."""
     statistics = FeatureStatistics.empty(images.shape[-1])
     for start in range(0, len(images), _BATCH):
-        pixels = torch.from_numpy(np.ascontiguousarray(images[start : start + _BATCH])).to(torch.float64)
+        some = np.ascontiguousarray(images[start : start + _BATCH])
+        if some.shape[2] % resolution:
+            some = area_resize(some, resolution)
+        pixels = torch.from_numpy(some).to(torch.float64)
         statistics = statistics.add(_pixels(area_downsample(pixels.permute(0, 3, 1, 2), resolution)))
     variance = statistics.outer.diagonal() / statistics.count
     return ChannelStatistics(statistics.mean.numpy(), variance.sqrt().numpy())
@@ -70,10 +74,10 @@ def colour_drift(low: np.ndarray, high: np.ndarray) -> ColourDrift:
 
     Args:
         low: uint8 (N, r, r, C).
-        high: uint8 (N, R, R, C), R a multiple of r.
+        high: uint8 (N, R, R, C), R at least r.
 
     Raises:
-        ValueError: other types or shapes, differing N or C, or R not a multiple of r.
+        ValueError: other types or shapes, or differing N or C.
     """
     _check(low, "low-resolution images")
     _check(high, "high-resolution images")

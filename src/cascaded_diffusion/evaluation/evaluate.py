@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -34,9 +35,11 @@ from cascaded_diffusion.evaluation.request import (
 from cascaded_diffusion.evaluation.scores import Origin, Score
 from cascaded_diffusion.evaluation.statistics import FeatureStatistics
 from cascaded_diffusion.randomness import permutation
-from cascaded_diffusion.ranks import current_ranks, on_main
+from cascaded_diffusion.ranks import from_main
 
 __all__ = ["evaluate_images"]
+
+_LOG = logging.getLogger(__name__)
 
 # The paper's ten splits hold 5,000 samples each; the fewer there are, the less a split can show its classes.
 _FEWEST_IN_A_SPLIT = 50
@@ -82,8 +85,11 @@ def evaluate_images(
         seed: of random subsets and resamples.
         cas: how classifiers for ``cas`` are trained.
 
+    A score that turns out not to be defined is left out with a warning, if there are others.
+
     Raises:
-        UserError: a metric that these samples, data or extractor cannot have, before anything takes long.
+        UserError: a metric that these samples, data or extractor cannot have, before anything takes long; or the only
+            score asked for is not defined.
     """
     wanted, against = chosen_metrics(metrics), chosen_splits(data, splits)
     names = None if class_names is None else tuple(class_names)
@@ -109,7 +115,7 @@ def evaluate_images(
     if set(wanted) - {"cas", "drift"}:
         evidence.gather(_needed(wanted, against, data), need_features=bool({"kid", "pr", "nn"} & set(wanted)))
     # The mathematics is quick beside sampling: one rank does it, so that no two can differ.
-    found = on_main(_scores(evidence, wanted, against) if current_ranks().is_main else None)
+    found = from_main(lambda: _scores(evidence, wanted, against))
     if "cas" in wanted:
         found["cas"] = _classification_accuracy(evidence, cas or CasConfig())
     return found
@@ -125,6 +131,7 @@ def _needed(metrics: Sequence[str], splits: Sequence[str], data: PreparedData) -
 
 def _scores(evidence: Evidence, metrics: Sequence[str], splits: Sequence[str]) -> dict[str, Score]:
     found: dict[str, Score] = {}
+    failed: list[UserError] = []
     for metric, of_split in (("fd", _frechet), ("kid", _kernel), ("pr", _precision_recall)):
         for split in splits if metric in metrics else ():
             suffix = "" if split == splits[0] else f"_{split}"
@@ -136,7 +143,14 @@ def _scores(evidence: Evidence, metrics: Sequence[str], splits: Sequence[str]) -
         ("drift", _drift),
     ):
         if metric in metrics:
-            found |= once(evidence)
+            try:
+                found |= once(evidence)
+            except UserError as error:
+                failed.append(error)
+    if failed and not found and "cas" not in metrics:
+        raise failed[0]
+    for problem in failed:  # what was sampled for hours must not be lost for one score
+        _LOG.warning("%s; this score is left out", problem)
     return found
 
 
