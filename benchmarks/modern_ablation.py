@@ -27,7 +27,7 @@ import torch
 from claims_show import hardware
 from modern_arms import ARMS, SIZES, Arm, Size, recipe_of
 
-from cascaded_diffusion import Cascade, CasConfig, PreparedData, train
+from cascaded_diffusion import Cascade, CasConfig, PreparedData, read_metrics, train
 from cascaded_diffusion.cascade.guides import GuidePart, add_guides, default_sampling
 from cascaded_diffusion.cascade.judge import Request, judge_cascade, judge_samples
 from cascaded_diffusion.cascade.pictures import labelled_grid
@@ -129,18 +129,13 @@ class Ablation:
         # What a run records is what it was trained as; sampling settings of other arms stay out of it.
         config = self._config(ARMS[arm.trained_as(stage)], stage, seed)
         run = self.run_folder(arm, stage, seed)
-        started = time.perf_counter()
         result = train(config, self.data, run, device=self.device)
         if result.signal is not None:
             sys.exit(130)
-        record, spent = run / "cost.json", time.perf_counter() - started
-        known: Any = read_json(record) if record.exists() else None
-        if known is None:
-            network = stage_from_run(run)[0].network
-            area = ((config.training.crop or config.resolution) / config.resolution) ** 2
-            known = {"flops": cost(network).training_flops(config.training.images) * area, "seconds": spent}
-            write_json(record, known)
-        return {str(name): float(value) for name, value in known.items()}
+        network = stage_from_run(run)[0].network
+        area = ((config.training.crop or config.resolution) / config.resolution) ** 2
+        flops = cost(network).training_flops(config.training.images) * area
+        return {"flops": flops, "seconds": seconds_of(read_metrics(run))}
 
     def _cascade(self, arm: Arm, seed: int) -> Cascade:
         stages, defaults = [], {}
@@ -185,6 +180,15 @@ class Ablation:
         if rows:
             with atomic_write(self.out / "samples.png") as file:
                 labelled_grid(rows, scale=max(1, 48 // self.high)).save(file, "png")
+
+
+def seconds_of(metrics: Sequence[dict[str, Any]]) -> float:
+    """How long a run has trained, whatever interruptions it had: the rates of its intervals, summed."""
+    spent, before = 0.0, 0
+    for line in metrics:
+        spent += (line["images"] - before) / line["images_per_second"]
+        before = line["images"]
+    return spent
 
 
 def two_a_class(samples: Path) -> np.ndarray:

@@ -80,6 +80,12 @@ def test_it_runs_writes_as_it_goes_and_goes_on(
         assert picture.height > 3 * 3 * 16
 
 
+def test_an_interruption_does_not_shorten_a_training(script: Any) -> None:
+    lines = [{"images": 100, "images_per_second": 10.0}, {"images": 160, "images_per_second": 20.0}]
+    assert script.seconds_of(lines) == 13
+    assert script.seconds_of([]) == 0
+
+
 def test_the_table_tells_mean_and_spread_over_seeds(script: Any) -> None:
     row = {"name": "a", "what": "b", "images": 10, "num": 5, "evaluations": {"x": 2}, "passes": {"x": 3}}
     rows = [{**row, "training_flops": 1.0, "scores": {"fd": value}} for value in (1.0, 2.0, 6.0)]
