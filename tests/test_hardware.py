@@ -31,7 +31,13 @@ def test_unknown(name: str) -> None:
         ("NVIDIA L40S", "l40s"),
         ("NVIDIA L4", "l4"),
         ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA A100 80GB PCIe", "a100"),
         ("NVIDIA GeForce GTX 1080", None),
+        ("NVIDIA RTX A1000 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA L40", None),
+        ("NVIDIA A10G", None),
+        ("NVIDIA H100 PCIe", None),
     ],
 )
 def test_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatch, told: str, name: str | None) -> None:

@@ -50,6 +50,10 @@ _KNOWN = (
 GPUS = {gpu.name: gpu for gpu in _KNOWN}
 
 
+_OTHER_RATES = {"laptop", "max", "nvl", "d"}
+"""Words that follow the name of a GPU that is known and make it a slower one; an H100 for PCIe is one as well."""
+
+
 def find_gpu(name: str) -> Gpu:
     """A GPU by its name, or ``GIB:TFLOPS`` for any other; ``UserError`` for neither."""
     if name in GPUS:
@@ -69,10 +73,11 @@ def detect_gpu() -> Gpu | None:
 
     if not torch.cuda.is_available():
         return None
-    words = torch.cuda.get_device_name().lower().replace(" ", "").replace("-", "").replace("geforce", "")
-    # The longest name first: a100 is also in an a100-40gb's, and l4 in an l40s's.
-    for gpu in sorted(_KNOWN, key=lambda gpu: -len(gpu.name)):
-        if gpu.name.replace("-", "") in words:
+    words = set(re.split(r"[\s-]+", torch.cuda.get_device_name().lower().replace("rtx ", "rtx")))
+    if words & _OTHER_RATES or {"h100", "pcie"} <= words:
+        return None
+    for gpu in _KNOWN:
+        if gpu.name in words:
             memory = torch.cuda.get_device_properties(0).total_memory
             return Gpu(gpu.name, int(memory), gpu.peak, f"{gpu.source}; memory as this one reports it")
     return None

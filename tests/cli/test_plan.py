@@ -149,3 +149,21 @@ def test_training_on_crops_costs_in_proportion_to_their_pixels(done: Done, here:
         4 * crops["training"]["bytes"]["activations"], rel=1e-6
     )
     assert whole["training"]["bytes"]["adam"] == crops["training"]["bytes"]["adam"]
+
+
+def test_a_batch_that_training_would_refuse(refused: Callable[..., str]) -> None:
+    words = refused("plan", "demo", "--gpus", 8, "--batch-size", 12)
+    assert "--gpus: 8 does not divide base8's batch of 12" in words
+
+
+def test_guidance_is_counted_only_where_there_are_classes(done: Done, here: Path) -> None:
+    raw = yaml.safe_load(done("recipe", "demo").out)
+    for stage in raw["stages"]:
+        stage["sampling"] = stage.get("sampling", {}) | {"guidance": 1.5}
+        stage["training"] = stage["training"] | {"class_dropout": 0.1}
+    for classes in (10, None):
+        (here / "guided.yaml").write_text(yaml.safe_dump(raw | {"classes": classes}))
+        for stage in json.loads(done("plan", "guided.yaml", "--json").out)["stages"]:
+            told = stage["sampling"]
+            assert told["guided"] is (classes is not None)
+            assert told["forward_passes"] == told["evaluations"] * (2 if classes else 1)

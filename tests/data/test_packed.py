@@ -135,6 +135,18 @@ def test_any_shape(tmp_path: Path, shape: tuple[int, int, int, int]) -> None:
     np.testing.assert_array_equal(PackedImages(tmp_path / "images.pack", shape), images)
 
 
+def test_large_images_are_compressed_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a process hands over waits in memory."""
+    monkeypatch.setattr("cascaded_diffusion.data.packed._CHUNK_BYTES", 2 * 9 * 9 * 3)
+    images = np.random.default_rng(0).integers(0, 256, (5, 9, 9, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    done: list[int] = []
+    with WorkerPool(0) as pool:
+        pack_array(tmp_path / "images.npy", tmp_path / "images.pack", images.shape, pool, done.append)
+    assert done == [2, 4, 5]
+    np.testing.assert_array_equal(PackedImages(tmp_path / "images.pack", images.shape), images)
+
+
 def test_damage_is_named_before_memory_is_taken(copied: Path, frugal: Callable[..., str]) -> None:
     pack, offsets = copied / f"train/images_{SIDE}.pack", copied / f"train/images_{SIDE}.offsets.npy"
     content, places = pack.read_bytes(), np.load(offsets)

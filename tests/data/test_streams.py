@@ -96,6 +96,7 @@ def test_classes_are_found_out(given: list[str] | None, names: list, expected: o
         (None, [None, 0], "b: the class number 0, where a has no class"),
         (["x", "y"], [0, 2], "b: class 2; allowed: 0 to 1"),
         (None, [0, -5], "b: class -5; allowed: 0 to 999999"),
+        (None, ["a", "a caption " * 150], "b: a class name of 1,500 characters; at most 1,000 are allowed"),
     ],
 )
 def test_classes_that_do_not_go_together(given: list[str] | None, labels: list, message: str) -> None:
@@ -104,6 +105,15 @@ def test_classes_that_do_not_go_together(given: list[str] | None, labels: list, 
     with pytest.raises(UserError) as error:
         checked.admit(record("b", labels[1]))
     assert message in str(error.value)
+
+
+def test_names_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cascaded_diffusion.data.streams.MAX_CLASSES", 3)
+    checked = Labels(None)
+    for name in ("x", "y", "z", "x"):
+        checked.admit(record("a", name))
+    with pytest.raises(UserError, match="b: one class name more than the 3 that are allowed"):
+        checked.admit(record("b", "w"))
 
 
 def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,3 +91,12 @@ def test_the_example_runs_as_it_stands(
     with Image.open(tmp_path / "samples.png") as picture:
         assert picture.size == (32, 16)
         assert np.asarray(picture).std() > 10
+    classes = cascade.classes
+    assert classes is not None
+    monkeypatch.setattr(sys, "argv", command[:2])  # as the README has it, however few classes there are
+    example_in(tmp_path / "out").main()
+    with Image.open(tmp_path / "samples.png") as picture:
+        assert picture.size == (16 * min(4, classes), 16)
+    monkeypatch.setattr(sys, "argv", [*command[:3], str(classes)])
+    with pytest.raises(SystemExit):
+        example_in(tmp_path / "out").main()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 
+import pytest
+
 from cascaded_diffusion.report.charts import Line, line_chart, shades, short_number
 
 
@@ -64,6 +66,13 @@ def test_a_narrow_logarithmic_axis_still_has_ticks() -> None:
     svg = _chart(Line("a", [0, 1], [0.41, 0.47]), log_y=True)
     ticks = [float(text) for text in re.findall(r">(0\.4\d*)<", svg)]
     assert len(set(ticks)) >= 4
+
+
+@pytest.mark.parametrize("values", [[0.0231, 0.02345], [1.001, 1.002], [0.5, 0.5000001]])
+def test_values_that_hardly_differ_have_ticks_too(values: list[float]) -> None:
+    """A loss on a plateau: no number of two digits lies on the axis."""
+    svg = _chart(Line("a", [0, 1], values), log_y=True)
+    assert svg.count(">0.0") + svg.count(">1<") + svg.count(">1.0") + svg.count(">0.5<") >= 2
 
 
 def test_shades_differ() -> None:

@@ -97,6 +97,15 @@ def test_the_best_point_is_told_and_marked(tiny_cascade: Cascade, tmp_path: Path
     assert "the ring the best point" in part.body
 
 
+def test_the_best_may_be_to_start_from_noise(tiny_cascade: Cascade, tmp_path: Path) -> None:
+    stage = _stage(tiny_cascade, "sr16", Sweep(start=(0.3, 0.5, 1)))
+    winner = stage.winner
+    assert winner is not None
+    assert winner.settings["sr16"].start is None
+    body = search_part(read_search("s", _write(tmp_path / "search", stage))).body
+    assert "the ring the best point" in body
+
+
 def test_an_unfinished_search_says_how_to_go_on(tiny_cascade: Cascade, tmp_path: Path) -> None:
     stage = _stage(tiny_cascade, "sr16", Sweep(s=(0.0, 0.1, 0.3)), done=2)
     body = search_part(read_search("s", _write(tmp_path / "search", stage, wanted=5))).body

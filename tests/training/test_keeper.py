@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cascaded_diffusion.cascade.stage import StageConfig
 from cascaded_diffusion.data.prepared import PreparedData
+from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.training import keeper as module
 from cascaded_diffusion.training.checkpoint import checkpoint_folders, read_checkpoint
 from cascaded_diffusion.training.loop import Progress, read_metrics, train
@@ -360,6 +361,64 @@ def test_a_preview_that_runs_out_of_memory_is_left_out(
         "the preview at 16 images was not written (out of memory; a smaller training.preview_count needs less); the "
         "run goes on"
     )
+
+
+def test_data_that_go_away_cost_a_preview_and_not_the_run(
+    tmp_path: Path,
+    config: StageConfig,
+    colour_data: PreparedData,
+    undisturbed: dict[str, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Training holds its arrays open; a preview opens them anew."""
+
+    def lost(*args: object) -> None:
+        raise UserError("data/val/images_8.npy: missing from the prepared data")
+
+    monkeypatch.setattr(module, "write_preview", lost)
+    train(config, colour_data, tmp_path, device=CPU)
+    _assert_ends_well(tmp_path, undisturbed)
+    assert "missing from the prepared data); the run goes on" in caplog.messages[0]
+
+
+def test_a_users_error_on_the_way_saves_what_there_is(
+    tmp_path: Path, config: StageConfig, colour_data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def losses(trainer: Trainer, batch: Any) -> Tensor:
+        if trainer.state.images == at:
+            raise UserError("something that was given does not fit")
+        return honest(trainer, batch)
+
+    at, honest = 0, Trainer.losses
+    monkeypatch.setattr(Trainer, "losses", losses)
+    with pytest.raises(UserError, match=r"^something that was given does not fit$"):  # nothing is lost yet
+        train(config, colour_data, tmp_path, device=CPU)
+    at = 40
+    with pytest.raises(RuntimeError, match=r"does not fit; all 40 images of training are saved$"):
+        train(config, colour_data, tmp_path, device=CPU)
+    assert int(checkpoint_folders(tmp_path)[-1].name) == 40
+
+
+@pytest.mark.parametrize("micro_batch", ["auto", 4])
+def test_what_is_tried_first_is_as_large_as_what_is_trained(
+    sr_config: Configure, colour_data: PreparedData, micro_batch: int | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On crops of 16 of 32 pixels, from 8 of 16."""
+    network = {"attention": [], "middle_attention": False}
+    training = {"crop": 16, "micro_batch": micro_batch}
+    trainer = Trainer(sr_config(32, low=16, network=network, training=training), colour_data, CPU)
+    monkeypatch.setattr(trainer.engine, "sorts_buckets", True)
+    seen = set()
+
+    def losses(self: Trainer, batch: Any) -> Tensor:
+        seen.add((batch.x0.shape[-1], batch.noise.shape[-1], batch.low_res.shape[-1]))
+        return honest(self, batch)
+
+    honest = Trainer.losses
+    monkeypatch.setattr(Trainer, "losses", losses)
+    trainer.warm_up()
+    assert seen == {(16, 16, 8)}
 
 
 # -- other failures ---------------------------------------------------------------------------------------------------

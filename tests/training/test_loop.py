@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from cascaded_diffusion.cascade.stage import StageConfig
+from cascaded_diffusion.data.prepare import prepare
 from cascaded_diffusion.data.prepared import PreparedData
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.training.checkpoint import checkpoint_folders
@@ -315,6 +318,32 @@ def test_changes_are_refused_or_allowed(tmp_path: Path, base_config: Configure, 
     assert read_metrics(tmp_path)[-1]["lr"] == 2e-3
 
 
+def test_other_images_are_refused_or_allowed(
+    tmp_path: Path, base_config: Configure, colour_data: PreparedData, colour_folder: Path
+) -> None:
+    """Of the same channels and classes: without the hash, every training position would silently mean another image."""
+    train(base_config(), colour_data, tmp_path / "run", device=CPU, max_images=16)
+    images = 255 - np.load(colour_folder / "train/images_32.npy")
+    labels = np.load(colour_folder / "train/labels.npy")
+    np.savez(tmp_path / "others.npz", arr_0=images, arr_1=labels)
+    prepare(str(tmp_path / "others.npz"), tmp_path / "data", resolutions=[8], workers=0)
+    others = PreparedData.open(tmp_path / "data")
+    with pytest.raises(UserError, match="holds other training images than the run was trained on so far; pass --allow"):
+        train(base_config(), others, tmp_path / "run", device=CPU)
+    # What else was prepared with them does not matter.
+    np.savez(tmp_path / "same.npz", arr_0=255 - images, arr_1=labels)
+    prepare(str(tmp_path / "same.npz"), tmp_path / "same", resolutions=[8, 16], workers=0)
+    train(base_config(), PreparedData.open(tmp_path / "same"), tmp_path / "run", device=CPU, max_images=24)
+    result = train(base_config(), others, tmp_path / "run", device=CPU, max_images=32, allow_changes=True)
+    assert result.images == 32
+    # A run from before the hash was recorded goes on.
+    manifest = checkpoint_folders(tmp_path / "run")[-1] / "manifest.json"
+    told = json.loads(manifest.read_text())
+    del told["data"]
+    manifest.write_text(json.dumps(told))
+    assert train(base_config(), colour_data, tmp_path / "run", device=CPU, max_images=40).images == 40
+
+
 def test_what_does_not_fit_is_refused_before_anything_is_written(
     tmp_path: Path, base_config: Configure, colour_data: PreparedData, grey_data: PreparedData
 ) -> None:
@@ -348,9 +377,9 @@ def test_a_second_signal_does_not_stop_the_last_save(
     import os
     import signal
 
-    def save(state: TrainingState, run: Path, parts: Parts | None = None) -> Path:
+    def save(state: TrainingState, run: Path, parts: Parts | None = None, **told: Any) -> Path:
         os.kill(os.getpid(), signal.SIGINT)
-        return honest(state, run, parts)
+        return honest(state, run, parts, **told)
 
     honest = TrainingState.save
     monkeypatch.setattr(TrainingState, "save", save)

@@ -145,7 +145,7 @@ class StageBudget:
     @property
     def is_guided(self) -> bool:
         """Whether guidance runs the network twice for each."""
-        return self.config.sampling.guidance != 1
+        return self.config.sampling.guidance != 1 and self.config.classes is not None
 
     @property
     def sampling_flops(self) -> int:

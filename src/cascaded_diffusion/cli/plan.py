@@ -93,6 +93,10 @@ def _budgets(recipe: Recipe, batch_size: int | None, gpus: int) -> tuple[list[St
         for what, given, value in (("channels", recipe.channels, "3"), ("classes", recipe.classes, "none"))
         if given == "from-data"
     ]
+    for stage in recipe.stages:
+        batch = batch_size or stage.training.batch_size
+        if batch % gpus:
+            raise UserError(f"--gpus: {gpus} does not divide {stage.name}'s batch of {batch}, which training refuses")
     budgets = [
         StageBudget(
             stage_config(recipe, stage.name, channels=channels, classes=classes, class_names=None),

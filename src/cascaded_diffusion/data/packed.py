@@ -7,6 +7,7 @@ each begins and the last ends.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import weakref
 from collections.abc import Callable, Iterator
@@ -27,7 +28,8 @@ from cascaded_diffusion.reading.webp import decode_webp, encode_webp, need_webp
 __all__ = ["ImageRows", "PackedImages", "offsets_file", "pack_array"]
 
 _CHUNK = 64
-"""Images that a process compresses at a time."""
+_CHUNK_BYTES = 2**24
+"""Images that a process compresses at a time, and the bytes of their pixels: all that wait lie in memory."""
 _LONGEST = 4096
 """Bytes that a picture may have beyond twice its pixels, which none needs."""
 
@@ -139,11 +141,12 @@ def pack_array(
         told: called with images done.
     """
     need_webp()
-    starts = range(0, shape[0], _CHUNK)
+    chunk = max(1, min(_CHUNK, _CHUNK_BYTES // math.prod(shape[1:])))
+    starts = range(0, shape[0], chunk)
     offsets = np.zeros(shape[0] + 1, np.int64)
     done = 0
     with target.open("wb") as file:
-        for pictures in pool.map(partial(_compress, source, shape), starts):
+        for pictures in pool.map(partial(_compress, source, shape, chunk), starts):
             for picture in pictures:
                 file.write(picture)
                 offsets[done + 1] = offsets[done] + len(picture)
@@ -155,6 +158,6 @@ def pack_array(
     source.unlink()
 
 
-def _compress(source: Path, shape: tuple[int, int, int, int], start: int) -> list[bytes]:
-    images = map_npy(source, np.uint8, shape)[start : start + _CHUNK]
+def _compress(source: Path, shape: tuple[int, int, int, int], chunk: int, start: int) -> list[bytes]:
+    images = map_npy(source, np.uint8, shape)[start : start + chunk]
     return [encode_webp(image) for image in images]

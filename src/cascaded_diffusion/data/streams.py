@@ -29,6 +29,8 @@ __all__ = [
 
 PREFIXES = ("hf:", "wds:")
 MAX_CLASSES = 1_000_000
+LONGEST_NAME = 1000
+"""Characters of a class name, as the manifest allows."""
 Label = int | str | None
 
 
@@ -114,7 +116,14 @@ class Labels:
             known = MAX_CLASSES if self.class_names is None else len(self.class_names)
             if not 0 <= label < known:
                 raise UserError(f"{record.name}: class {label}; allowed: 0 to {known - 1}")
+        if isinstance(label, str) and len(label) > LONGEST_NAME:
+            raise UserError(
+                f"{record.name}: a class name of {len(label):,} characters; at most {LONGEST_NAME:,} are allowed. If it is "
+                "a text and no class, --label-column none leaves it out"
+            )
         self._seen.add(label)
+        if len(self._seen) > MAX_CLASSES:
+            raise UserError(f"{record.name}: one class name more than the {MAX_CLASSES:,} that are allowed")
 
     def names(self) -> list[str] | None:
         """The names of all classes in the order of their numbers, None without classes."""

@@ -89,10 +89,15 @@ def main() -> None:
     """Read the command line and write the last stage's images side by side."""
     parser = argparse.ArgumentParser(description="Sample an exported cascade with diffusers.")
     parser.add_argument("out", type=Path, help="a .png file")
-    parser.add_argument("--labels", type=int, nargs="+", default=[0, 1, 2, 3], help="class of each image")
+    parser.add_argument("--labels", type=int, nargs="+", help="class of each image; default the first four")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    images = list(sample_cascade(Path(__file__).parent, given.labels, seed=given.seed).values())[-1]
+    folder = Path(__file__).parent
+    known = [stage["classes"] for stage in json.loads((folder / "stages.json").read_text()) if stage["classes"]]
+    labels = list(range(min([4, *known]))) if given.labels is None else given.labels
+    if known and not all(0 <= label < min(known) for label in labels):
+        parser.error(f"--labels: allowed are 0 to {min(known) - 1}")
+    images = list(sample_cascade(folder, labels, seed=given.seed).values())[-1]
     strip = torch.cat(list(images), dim=1)
     Image.fromarray(strip.squeeze(-1).numpy()).save(given.out)
 

@@ -162,11 +162,13 @@ def _log_ticks(axis: Axis, low: float, high: float) -> None:
     from matplotlib.ticker import FixedLocator, NullLocator
 
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for factors in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), tuple(i / 10 for i in range(10, 100))):
+    fine = (tuple(i / 10 for i in range(10, 100)), tuple(i / 100 for i in range(100, 1000)))
+    for factors in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), *fine):
         ticks = [factor * 10.0**decade for decade in decades for factor in factors]
         ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) >= 4:
             break
+    ticks = ticks or [low, high]  # values so near each other that no round number lies between them
     axis.set_major_locator(FixedLocator(ticks[:: math.ceil(len(ticks) / 8)]))
     axis.set_minor_locator(NullLocator())
 

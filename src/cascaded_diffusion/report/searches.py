@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -91,6 +92,11 @@ def _stage(stage: StageResult, wanted: int, subject: SearchSubject) -> list[Html
     return found
 
 
+def _place(own: SamplingConfig, axis: str) -> Any:
+    """Where on an axis settings lie; to start from noise is to start at time 1."""
+    return 1.0 if axis == "start" and own.start is None else getattr(own, axis)
+
+
 def sweep_lines(stage: StageResult, axis: str) -> list[Line]:
     """Lines over one swept setting, one for each combination of the others.
 
@@ -107,7 +113,7 @@ def sweep_lines(stage: StageResult, axis: str) -> list[Line]:
     for point in stage.points:
         own = point.settings[stage.stage]
         others = _others(own, stage.swept, axis)
-        x = 1.0 if axis == "start" and own.start is None else getattr(own, axis)
+        x = _place(own, axis)
         if not isinstance(x, int | float):
             return []
         if axis == "s" and own.augmentation == "none":
@@ -159,7 +165,7 @@ def _chart(stage: StageResult, axis: str, subject: SearchSubject) -> Html | None
     if not lines:
         return None
     winner = stage.winner
-    best = None if winner is None else (float(getattr(winner.settings[stage.stage], axis)), winner.value)
+    best = None if winner is None else (float(_place(winner.settings[stage.stage], axis)), winner.value)
     chart = line_chart(
         lines,
         description=f"{score} of {stage.stage} over {_AXES[axis]} in {subject.name}",

@@ -59,7 +59,7 @@ def _classes(config: StageConfig) -> str:
 def stage_facts(config: StageConfig) -> dict[str, object]:
     """Names and values that say what a stage is and how its recipe trains it."""
     network, diffusion, training = config.network, config.diffusion, config.training
-    widths = ", ".join(str(network.channels * multiplier) for multiplier in network.multipliers)
+    widths = ", ".join(map(str, network.widths))
     colour = {1: "grey", 3: "RGB"}.get(config.channels, f"{config.channels} channels")
     variance = "" if diffusion.variance == "posterior" else f", variance {diffusion.variance}"
     half_lives = ", ".join(f"{half_life:,}" for half_life in training.ema_half_lives)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from cascaded_diffusion.data.prepared import PreparedData
+from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import reason
 from cascaded_diffusion.memory import is_out_of_memory, release_cached
 from cascaded_diffusion.ranks import current_ranks, from_main, on_main
 from cascaded_diffusion.training.checkpoint import Whole, prune
 from cascaded_diffusion.training.preview import write_preview
-from cascaded_diffusion.training.run import RunLock, open_run, refuse_foreign
+from cascaded_diffusion.training.run import RunLock, data_hash, open_run, refuse_foreign
 from cascaded_diffusion.training.snapshots import drop_snapshots_after, write_snapshot
 from cascaded_diffusion.training.state import Parts, TrainingState
 from cascaded_diffusion.training.tracking.follow import RunLog, follow
@@ -33,6 +34,7 @@ class Keeper:
 
     def __init__(self, run: Path, state: TrainingState, data: PreparedData, trackers: Sequence[str] = ()) -> None:
         self._run, self._state, self._data, self._trackers = run, state, data, trackers
+        self._data_hash = data_hash(state.config, data)
         self._saved: Path | None = None
         self._whole: set[Path] = set()
         self._pruned = False
@@ -52,6 +54,8 @@ class Keeper:
                 refuse_foreign(self._run)
                 self._lock = stack.enter_context(RunLock(self._run))
                 found = open_run(self._run, self._state.config, allow_changes=allow_changes)
+                if found is not None and not allow_changes:
+                    self._check_data(found)
                 drop_snapshots_after(self._run, 0 if found is None else int(found.folder.name))
                 return found
 
@@ -93,6 +97,8 @@ class Keeper:
             self._log.picture(state.images, path)
         except OSError as error:
             self._missed("preview", reason(error))
+        except UserError as error:  # the data, which training holds open, are gone or damaged in their place
+            self._missed("preview", str(error))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -130,12 +136,21 @@ class Keeper:
         except OSError as error:
             self._missed("snapshot", reason(error))
 
+    def _check_data(self, found: Whole) -> None:
+        """``UserError`` if the run was trained on other data so far: each of its positions would mean another image."""
+        before = found.manifest.get("data")
+        if before is not None and before != self._data_hash:  # older runs do not tell
+            raise UserError(
+                f"{self._run}: {self._data.folder} holds other training images than the run was trained on so far; "
+                "pass --allow-changes to go on with these"
+            )
+
     def _missed(self, what: str, why: str) -> None:
         _LOG.warning("the %s at %s images was not written (%s); the run goes on", what, f"{self._state.images:,}", why)
 
     def _save(self, parts: Parts | None = None) -> None:
         self._check()
-        self._saved = self._state.save(self._run, parts)
+        self._saved = self._state.save(self._run, parts, data=self._data_hash)
         self._whole.add(self._saved)
         self._prune()
 

@@ -179,8 +179,14 @@ def _run(
 @contextlib.contextmanager
 def _rescued(trainer: Trainer, keeper: Keeper) -> Iterator[None]:
     """Save the state of the last whole step if the loop fails, and say in the error's one line what is saved."""
+    began = trainer.state.images
     try:
         yield
+    except UserError as error:
+        if trainer.state.images == began:  # nothing is lost, and the person can put it right
+            raise
+        saved = keeper.rescue() if trainer.is_whole else keeper.what_stands()
+        raise RuntimeError(f"{error}; {saved}") from error
     except NotFiniteError as error:  # the state is not worth keeping
         raise RuntimeError(f"{error}; {keeper.what_stands()}") from error
     except (RuntimeError, OSError, MemoryError) as error:

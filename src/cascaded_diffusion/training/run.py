@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -14,13 +15,15 @@ from typing import Any, Self
 from pydantic import ValidationError
 
 from cascaded_diffusion.cascade.stage import CONFIG_FILE, WEIGHTS_FILE, StageConfig
+from cascaded_diffusion.data.manifest import labels_file
+from cascaded_diffusion.data.prepared import PreparedData
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import atomic_write, read_json, reason, sync_folder, write_json
 from cascaded_diffusion.reading.json_text import LONGEST_LINE, parse_json
 from cascaded_diffusion.reading.plain import read_lines, refuse_outside
 from cascaded_diffusion.training.checkpoint import Whole, newest_whole, remove_leftovers, set_aside
 
-__all__ = ["MetricsLog", "RunLock", "differences", "open_run", "refuse_foreign"]
+__all__ = ["MetricsLog", "RunLock", "data_hash", "differences", "open_run", "refuse_foreign"]
 
 METRICS_FILE = "metrics.jsonl"
 LOCK_FILE = ".lock"
@@ -120,6 +123,15 @@ def _difference(old: Any, new: Any) -> str:
 
 def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."
+
+
+def data_hash(config: StageConfig, data: PreparedData) -> str:
+    """SHA-256 of the hashes of the arrays that a stage is trained on, whatever else was prepared with them."""
+    low = None if config.conditioning is None else config.conditioning.low_resolution
+    sides = [side for side in (low, config.resolution) if side is not None]
+    names = [*(data.manifest.images_file("train", side) for side in sides), labels_file("train")]
+    said = "".join(f"{name} {data.manifest.files[name]}\n" for name in names)
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def refuse_foreign(run: Path) -> None:

@@ -157,12 +157,13 @@ class TrainingState:
         device = next(self.network.parameters()).device
         return _network(self.config).to(device, memory_format=torch.channels_last), gathered  # type: ignore[call-overload]
 
-    def save(self, run: Path, parts: Parts | None = None) -> Path:
+    def save(self, run: Path, parts: Parts | None = None, *, data: str | None = None) -> Path:
         """Write a checkpoint.
 
         Args:
             run: the run folder.
             parts: what :meth:`gather` gave; by default it is asked for, which a sharded state cannot do alone.
+            data: which images it was trained on, by hash.
 
         Raises:
             NotFiniteError: the state is not finite: it must never replace a good one.
@@ -186,6 +187,7 @@ class TrainingState:
                 "ema_half_lives": list(self.averages.half_lives),
                 **({"power_ema": list(self.power.sigma_rels)} if self.power.sigma_rels else {}),
                 "guard": self.guard.to_json(),
+                **({} if data is None else {"data": data}),
                 "torch": torch.__version__,
             },
         )

@@ -111,18 +111,20 @@ class Trainer:
     def _try(self, size: int, *, last: bool) -> None:
         """One forward and backward pass over as many images that are all grey, whose gradient is thrown away."""
         config, device = self.config, self.device
+        side = config.training.crop or config.resolution
 
-        def grey(side: int) -> Tensor:
-            return torch.zeros(size, config.channels, side, side, device=device)
+        def grey(pixels: int) -> Tensor:
+            return torch.zeros(size, config.channels, pixels, pixels, device=device)
 
         low = None if config.conditioning is None else config.conditioning.low_resolution
+        low = None if low is None else low * side // config.resolution
         has_s = config.conditioning is not None and config.conditioning.augmentation == "gaussian"
         batch = Batch(
-            x0=grey(config.resolution),
+            x0=grey(side),
             labels=None if config.classes is None else torch.zeros(size, dtype=torch.int64, device=device),
             low_res=None if low is None else grey(low),
             s=torch.zeros(size, device=device) if has_s else None,
-            noise=grey(config.resolution),
+            noise=grey(side),
             times=torch.full((size,), 0.5, dtype=torch.float64),
             # Every parameter takes part in every pass, which DistributedDataParallel counts on.
             augment=torch.zeros(size, AUGMENT_FEATURES, device=device) if config.training.augment else None,

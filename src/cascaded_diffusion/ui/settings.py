@@ -178,7 +178,10 @@ def _whole(what: str, value: Any, low: int, high: int) -> int:
 
 
 def _number(what: str, value: Any, low: float, high: float) -> float:
-    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    try:
+        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.nan
     if not low <= number <= high:
         raise UserError(f"{what}: {_shown(value)} is not allowed; give a number from {low:g} to {high:.10g}")
     return number

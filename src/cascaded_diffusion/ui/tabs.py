@@ -185,8 +185,7 @@ def _enlarge_tab(limits: PageLimits) -> tuple[Tab, list[Any]]:
             start_at = gr.Dropdown(
                 names, value=first.name, label="Start with", visible=len(names) > 1, elem_id="cdm-enlarge-start"
             )
-            unknown = [("not known", _NO_CLASS)] if limits.knows_no_class(first.name) else []
-            options = unknown + [(name, i) for i, name in enumerate(limits.class_names)]
+            options = _class_options(limits, first.name)
             label = gr.Dropdown(
                 options,
                 value=options[0][1] if options else None,
@@ -209,9 +208,9 @@ def _enlarge_tab(limits: PageLimits) -> tuple[Tab, list[Any]]:
     archive, array = _downloads("enlarge")
     command = _share("enlarge")
     start_at.change(
-        lambda name: _strength_of(limits.enlarging, name),
-        start_at,
-        strength,
+        lambda name, chosen: (_strength_of(limits.enlarging, name), _class_of(limits, name, chosen)),
+        [start_at, label],
+        [strength, label],
         queue=False,
         show_progress="hidden",
         **QUIET,
@@ -230,6 +229,20 @@ def _enlarge_tab(limits: PageLimits) -> tuple[Tab, list[Any]]:
 
     tab = Tab(start, stop, status, panels, [slider, archive, array, command], show)
     return tab, [image, start_at, label, strength]
+
+
+def _class_options(limits: PageLimits, stage: str) -> list[tuple[str, int]]:
+    unknown = [("not known", _NO_CLASS)] if limits.knows_no_class(stage) else []
+    return unknown + [(name, i) for i, name in enumerate(limits.class_names)]
+
+
+def _class_of(limits: PageLimits, name: Any, chosen: Any) -> Any:
+    """The classes to choose from where the stages from ``name`` on enlarge; what was chosen stays if it can."""
+    if name not in [stage.name for stage in limits.enlarging]:
+        return gr.update()
+    options = _class_options(limits, name)
+    values = [value for _, value in options]
+    return gr.update(choices=options, value=chosen if chosen in values else next(iter(values), None))
 
 
 def _strength_of(stages: tuple[StageLimits, ...], name: Any) -> Any:
