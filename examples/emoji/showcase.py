@@ -1,7 +1,7 @@
 """Two pictures of an emoji cascade: some samples with where they come from, and many with nothing left out.
 
-    python examples/emoji/showcase.py examples/emoji/cascade emoji/data OUT
-    python examples/emoji/showcase.py examples/emoji/cascade emoji/data OUT --show 0,12,20,30,31,5,6,7,8
+    python examples/emoji/showcase.py cascade emoji/data OUT
+    python examples/emoji/showcase.py cascade emoji/data OUT --show 0,12,20,30,31,5,6,7,8
 
 OUT/showcase.png has one sample of each class at full size; beside it the base's image, the next stage's, and the
 training image nearest to it. OUT/all.png has the first samples of every class, whatever they look like. `--show` names

@@ -118,8 +118,8 @@ class Labels:
                 raise UserError(f"{record.name}: class {label}; allowed: 0 to {known - 1}")
         if isinstance(label, str) and len(label) > LONGEST_NAME:
             raise UserError(
-                f"{record.name}: a class name of {len(label):,} characters; at most {LONGEST_NAME:,} are allowed. If it is "
-                "a text and no class, --label-column none leaves it out"
+                f"{record.name}: a class name of {len(label):,} characters; at most {LONGEST_NAME:,} are allowed. "
+                "If it is a text and no class, --label-column none leaves it out"
             )
         self._seen.add(label)
         if len(self._seen) > MAX_CLASSES:
