@@ -76,13 +76,8 @@ class Ablation:
         """Train, sample and score one arm; of one that is done, only what is asked for again."""
         key, arm = self.key(name, seed), ARMS[name]
         if key in self.results:
-            if self.again and not self._samples(name, seed).exists():
-                self.say(f"{key}: its samples are gone")
-                return
             if self.again:
-                request = replace(self._request(seed), metrics=self.again)
-                self._take(self.results[key], judge_samples(self._samples(name, seed), request))
-                self.write()
+                self._score_again(name, seed)
             self.say(f"{key}: done before: {self._told(self.results[key])}")
             return
         started = time.perf_counter()
@@ -103,6 +98,15 @@ class Ablation:
         self.results[key] = row
         self.write()
         self.say(f"{key}: {self._told(row)} ({row['seconds']:.0f} s)")
+
+    def _score_again(self, name: str, seed: int) -> None:
+        samples = self._samples(name, seed)
+        if not samples.exists():
+            self.say(f"{samples}: not there any more; the scores stay as they are")
+            return
+        found = judge_samples(samples, replace(self._request(seed), metrics=self.again))
+        self._take(self.results[self.key(name, seed)], found)
+        self.write()
 
     @staticmethod
     def _told(row: dict[str, Any]) -> str:

@@ -343,7 +343,17 @@ def test_the_advice_divides_the_batch(
     assert words in Trainer(config, colour_data, CPU).memory_advice()
 
 
-def test_a_preview_that_runs_out_of_memory_is_left_out(
+@pytest.mark.parametrize(
+    "error, why",
+    [
+        (torch.OutOfMemoryError("too many"), "out of memory; a smaller training.preview_count needs less"),
+        # Training holds its arrays open; a preview opens them anew.
+        (UserError("data/val/images_8.npy: missing from the prepared data"), None),
+    ],
+)
+def test_a_preview_that_cannot_be_made_is_left_out(
+    error: Exception,
+    why: str | None,
     tmp_path: Path,
     config: StageConfig,
     colour_data: PreparedData,
@@ -351,35 +361,13 @@ def test_a_preview_that_runs_out_of_memory_is_left_out(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def greedy(*args: object) -> None:
-        raise torch.OutOfMemoryError("too many")
+    def failing(*args: object) -> None:
+        raise error
 
-    monkeypatch.setattr(module, "write_preview", greedy)
+    monkeypatch.setattr(module, "write_preview", failing)
     train(config, colour_data, tmp_path, device=CPU)
     _assert_ends_well(tmp_path, undisturbed)
-    assert caplog.messages[0] == (
-        "the preview at 16 images was not written (out of memory; a smaller training.preview_count needs less); the "
-        "run goes on"
-    )
-
-
-def test_data_that_go_away_cost_a_preview_and_not_the_run(
-    tmp_path: Path,
-    config: StageConfig,
-    colour_data: PreparedData,
-    undisturbed: dict[str, Tensor],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """Training holds its arrays open; a preview opens them anew."""
-
-    def lost(*args: object) -> None:
-        raise UserError("data/val/images_8.npy: missing from the prepared data")
-
-    monkeypatch.setattr(module, "write_preview", lost)
-    train(config, colour_data, tmp_path, device=CPU)
-    _assert_ends_well(tmp_path, undisturbed)
-    assert "missing from the prepared data); the run goes on" in caplog.messages[0]
+    assert caplog.messages[0] == f"the preview at 16 images was not written ({why or error}); the run goes on"
 
 
 def test_a_users_error_on_the_way_saves_what_there_is(

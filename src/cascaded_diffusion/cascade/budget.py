@@ -7,6 +7,7 @@ from functools import cached_property
 from operator import methodcaller
 
 from cascaded_diffusion.cascade.generate import stage_evaluations, stage_passes
+from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.cascade.stage import Stage, StageConfig, empty_network
 from cascaded_diffusion.networks.cost import Cost, cost
 from cascaded_diffusion.networks.peak import forward_peak, training_peak
@@ -110,6 +111,10 @@ class StageBudget:
     def _stage(self) -> Stage:
         return Stage(self.config, empty_network(self.config))
 
+    @property
+    def _sampling(self) -> SamplingConfig:
+        return self.config.settled(self.config.sampling)
+
     @cached_property
     def price(self) -> Cost:
         """Parameters, and operations of a forward pass."""
@@ -135,17 +140,17 @@ class StageBudget:
     @property
     def evaluations(self) -> int:
         """Evaluations of the network for one sample with the default settings, the stage going to its end."""
-        return stage_evaluations(self._stage, self.config.sampling)
+        return stage_evaluations(self._stage, self._sampling)
 
     @property
     def passes(self) -> int:
         """Forward passes for one sample: its evaluations, those that are guided twice."""
-        return stage_passes(self._stage, self.config.sampling)
+        return stage_passes(self._stage, self._sampling)
 
     @property
     def is_guided(self) -> bool:
         """Whether guidance runs the network twice for each."""
-        return self.config.sampling.guidance != 1 and self.config.classes is not None
+        return self._sampling.guidance != 1
 
     @property
     def sampling_flops(self) -> int:

@@ -62,7 +62,8 @@ class Cascade:
         configs = [stage.config for stage in stages]
         check_chain(configs, truncated=not no_truncated)
         self.stages = {stage.name: stage for stage in stages}
-        self.defaults = {name: stage.config.sampling for name, stage in self.stages.items()} | dict(defaults or {})
+        given = {name: stage.config.sampling for name, stage in self.stages.items()} | dict(defaults or {})
+        self.defaults = {name: stage.config.settled(given[name]) for name, stage in self.stages.items()}
         for name, stage in self.stages.items():
             _check_defaults(stage, self.defaults[name])
         self.truncated = {c.name: False for c in configs} | {

@@ -60,7 +60,7 @@ def stage_evaluations(stage: Stage, settings: SamplingConfig, stop: float = 0.0)
 
 def stage_passes(stage: Stage, settings: SamplingConfig, stop: float = 0.0) -> int:
     """Forward passes an image, those of guidance without class and of a guide counted where they happen."""
-    more = (settings.guidance != 1 and stage.config.classes is not None) + (settings.guide != 1)
+    more = (settings.guidance != 1) + (settings.guide != 1)
     levels = [
         level for grid in stage_grids(stage, settings, stop) for level in evaluated_levels(settings.sampler, grid)
     ]

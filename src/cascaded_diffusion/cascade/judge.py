@@ -125,10 +125,7 @@ def judge_samples(path: Path, request: Request) -> dict[str, Score]:
             chosen = permutation(request.seed, "evaluation/samples", len(images))[:count].sort().values.numpy()
             images, labels = images[chosen], labels[chosen]
         source = {"kind": "samples", "name": given.name, "sha256": given.sha256}
-        if count < current_ranks().world:
-            raise UserError(
-                f"num: {count} samples for {current_ranks().world} processes; at least one for each is needed"
-            )
+        _check_shares(count)
         # Of a whole file no image is drawn, but several scores draw from its features.
         origin = Origin(source=source, seed=request.seed)
         return _evaluate(request, images, labels, origin)
@@ -315,6 +312,12 @@ def _evaluate(
     )
 
 
+def _check_shares(count: int) -> None:
+    world = current_ranks().world
+    if count < world:
+        raise UserError(f"num: {count} samples for {world} processes; at least one for each is needed")
+
+
 def sample_over_ranks(made: Made, request: Request, *, every: bool = False) -> dict[str, np.ndarray]:
     """Sample what is planned, each rank its share, and give every rank all images: uint8 (N, R, R, C) by stage.
 
@@ -326,10 +329,8 @@ def sample_over_ranks(made: Made, request: Request, *, every: bool = False) -> d
     Raises:
         UserError: fewer samples than processes.
     """
-    ranks, count = current_ranks(), len(made.labels)
-    if count < ranks.world:
-        raise UserError(f"num: {count} samples for {ranks.world} processes; at least one for each is needed")
-    share = ranks.share(count)
+    _check_shares(len(made.labels))
+    share = current_ranks().share(len(made.labels))
     part = slice(share.start, share.stop)
     callback = None if request.watch is None else FinishedImages(request.watch, len(share), made.plan)
     for stage in made.plan.stages if request.compile != "off" else ():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from cascaded_diffusion.ranks import barrier, current_ranks, gather_rows, on_mai
 __all__ = ["PassMaker", "Precision"]
 
 Precision = Literal["auto", "fp32", "bf16"]
+T = TypeVar("T")
 
 
 class PassMaker:
@@ -61,7 +62,7 @@ class PassMaker:
         """A point's images, those of this rank's share: uint8 (n, R, R, C)."""
         if on_main(self.store.images_path(point).exists()):
             return self.store.load_images(point, self.share)
-        images = np.concatenate([made for _, made in self._make(point.work, carry=False)])
+        images = np.concatenate(self._make(point.work, lambda _, images: images))
         everyone = gather_rows(torch.from_numpy(images)).numpy()
         if current_ranks().is_main:
             self.store.save_images(point, everyone, self.labels)
@@ -70,26 +71,23 @@ class PassMaker:
     def handed_on(self, work: Pass) -> Tensor:
         """What a pass hands to the stage above, for this rank's share: float32 (n, C, r, r)."""
         if not on_main(self.store.lower_path(work).exists()):
-            parts = self._make(work, carry=True)
-            carried = gather_rows(torch.cat([part for part, _ in parts if part is not None])).numpy()
+            parts = self._make(work, lambda carried, images: (carried, images))
+            carried = gather_rows(torch.cat([part for part, _ in parts])).numpy()
             images = gather_rows(torch.from_numpy(np.concatenate([part for _, part in parts]))).numpy()
             if current_ranks().is_main:
                 self.store.save_lower(work, images, self.labels, carried)
             barrier()
         return torch.from_numpy(self.store.load_lower(work, self.share))
 
-    def _make(self, work: Pass, *, carry: bool) -> list[tuple[Tensor | None, np.ndarray]]:
-        """Run a stage on this rank's share: by batch its images, uint8 NHWC, and before them what it hands on.
+    def _make(self, work: Pass, keep: Callable[[Tensor, np.ndarray], T]) -> list[T]:
+        """Run a stage on this rank's share: what is kept of each batch.
 
-        That is float32 (n, C, R, R), four times the images' memory, and ``None`` where nothing stands above.
+        ``keep`` gets what the stage hands on, float32 (n, C, R, R), and its images, uint8 NHWC, a quarter as large.
         """
         low_res = None if work.below is None else self.handed_on(work.below)
-
-        def batch(start: int, stop: int) -> tuple[Tensor | None, np.ndarray]:
-            carried, images = self._batch(work, low_res, start, stop)
-            return (carried if carry else None), images
-
-        return in_batches(len(self.share), self.batch_size, batch)
+        return in_batches(
+            len(self.share), self.batch_size, lambda start, stop: keep(*self._batch(work, low_res, start, stop))
+        )
 
     def _batch(self, work: Pass, low_res: Tensor | None, start: int, stop: int) -> tuple[Tensor, np.ndarray]:
         stage, device = self.cascade.stages[work.stage], self.cascade.device

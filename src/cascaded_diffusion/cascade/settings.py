@@ -148,9 +148,7 @@ def resolve_settings(
                 raise UserError(f"set: {name}.{key} has an option of its own; give {key} as that")
     settled: dict[str, SamplingConfig] = {}
     for position, stage in enumerate(stages):
-        default = defaults[stage.name]
-        if stage.config.classes is None:
-            default = default.model_copy(update={"guidance": 1.0})  # there is no class to be guided by
+        default = stage.config.settled(defaults[stage.name])
         changes = {key: values[stage.name] for key, values in choices.items() if stage.name in values}
         if "sampler" in changes:
             changes["sampler"] = _one_of("sampler", stage, changes["sampler"], get_args(SamplerName))

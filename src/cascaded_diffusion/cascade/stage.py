@@ -133,6 +133,10 @@ class StageConfig(StageRecipe):
             raise ValueError("conditioning.low_schedule is missing: s refers to it")
         return self
 
+    def settled(self, sampling: SamplingConfig) -> SamplingConfig:
+        """Default settings as they act on this stage: without classes there is nothing to be guided by."""
+        return sampling if self.classes is not None else sampling.model_copy(update={"guidance": 1.0})
+
     @classmethod
     def load(cls, path: Path) -> StageConfig:
         """Read a ``config.json``; ``UserError`` names the key that is wrong."""

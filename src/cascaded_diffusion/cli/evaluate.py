@@ -177,6 +177,7 @@ def _cas(epochs: str | None, classifiers: int, metrics: str | None) -> CasConfig
     if epochs is None and classifiers == 1:
         return None
     from cascaded_diffusion.evaluation.cas import CasConfig
+    from cascaded_diffusion.evaluation.request import DEFAULT_METRICS, chosen_metrics
 
     config = CasConfig()
     if epochs is not None:
@@ -186,7 +187,7 @@ def _cas(epochs: str | None, classifiers: int, metrics: str | None) -> CasConfig
         config = config.model_copy(update={"epochs": number})
     if classifiers > 1000:
         raise UserError(f"--cas-classifiers: {classifiers} is not allowed; give a number from 1 to 1000")
-    if "cas" not in [word.strip() for word in (metrics or "").split(",")]:
+    if "cas" not in (DEFAULT_METRICS if metrics is None else chosen_metrics(metrics)):
         option = "--cas-classifiers" if epochs is None else "--cas-epochs"
         raise UserError(f"{option}: has no effect without cas; add it to --metrics")
     return config.model_copy(update={"classifiers": classifiers})

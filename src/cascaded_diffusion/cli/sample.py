@@ -176,16 +176,15 @@ def _check_places(out: Path, grid: Path | None, stages: Path | None) -> None:
             refuse_filled(stages)
         if stages.resolve() == out.resolve():
             raise UserError(f"--stages: {stages} is --out too; give another folder")
-    for option, path in (("--grid", grid), ("--stages", stages)):
-        if path is not None and out.resolve() in path.resolve().parents:
-            raise UserError(f"{option}: {path} lies in --out, which is to hold the samples alone; give another place")
-    if stages is not None:
-        for option, path in (("--grid", grid), ("--out", out)):
-            if path is not None and stages.resolve() in path.resolve().parents:
-                raise UserError(f"{option}: {path} lies in --stages, which is to hold the stages' images alone")
-    for option, path in (("--out", out), ("--grid", grid), ("--stages", stages)):
-        if path is not None:
-            check_place(option, path)
+    places = {option: path for option, path in (("--out", out), ("--grid", grid), ("--stages", stages)) if path}
+    for holder in ("--out", "--stages"):
+        for option, path in places.items():
+            if holder in places and places[holder].resolve() in path.resolve().parents:
+                raise UserError(
+                    f"{option}: {path} lies in {holder}, which holds its own images alone; give another place"
+                )
+    for option, path in places.items():
+        check_place(option, path)
 
 
 def _is_begun(out: Path) -> bool:

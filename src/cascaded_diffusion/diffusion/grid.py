@@ -171,6 +171,11 @@ def sampling_grid(
     top = schedule.level(start)
     if top.alpha_bar >= levels[-1].alpha_bar:
         raise UserError(f"start: {start:g} is not above {levels[-1].time:g}, where the stage stops")
+    return _from(top, levels)
+
+
+def _from(top: Level, levels: Sequence[Level]) -> list[Level]:
+    """A level and those of a grid below it."""
     return [top, *(level for level in levels if _is_above(level.alpha_bar, top.alpha_bar))]
 
 
@@ -209,4 +214,4 @@ def extension_grid(schedule: Schedule, levels: Sequence[Level], start: float = 0
     top = schedule.level(start)
     if levels[-1].alpha_bar <= top.alpha_bar:
         raise UserError(f"extension: it restarts at time {start:g}, so s must be below {start:g}")
-    return [top, *(level for level in levels if level.alpha_bar > top.alpha_bar)]
+    return _from(top, levels)

@@ -182,14 +182,11 @@ def _rescued(trainer: Trainer, keeper: Keeper) -> Iterator[None]:
     began = trainer.state.images
     try:
         yield
-    except UserError as error:
-        if trainer.state.images == began:  # nothing is lost, and the person can put it right
-            raise
-        saved = keeper.rescue() if trainer.is_whole else keeper.what_stands()
-        raise RuntimeError(f"{error}; {saved}") from error
     except NotFiniteError as error:  # the state is not worth keeping
         raise RuntimeError(f"{error}; {keeper.what_stands()}") from error
-    except (RuntimeError, OSError, MemoryError) as error:
+    except (UserError, RuntimeError, OSError, MemoryError) as error:
+        if isinstance(error, UserError) and trainer.state.images == began:
+            raise  # nothing is lost, and the person can put it right
         told = trainer.memory_advice() if is_out_of_memory(error) else " ".join(str(error).split())
         saved = keeper.rescue() if trainer.is_whole else keeper.what_stands()
         raise RuntimeError(f"{told}; {saved}") from error
