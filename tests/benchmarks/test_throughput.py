@@ -65,3 +65,9 @@ def test_norm_speed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     run("norm_speed", "--tiny", "--repeats", "1", "--threads", str(torch.get_num_threads()), monkeypatch=monkeypatch)
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 2 x 8 x 2 x 2 |")]
     assert [row.split(" | ")[1] for row in rows] == ["fp32", "bf16"]
+
+
+def test_bf16_on_a_cpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run("bf16_cpu", "--tiny", "--repeats", "1", "--threads", str(torch.get_num_threads()), monkeypatch=monkeypatch)
+    rows = [line for line in capsys.readouterr().out.splitlines() if " x 2 x 2 " in line or " x 2 |" in line]
+    assert [row.split(",")[0] for row in rows] == ["| attention", "| 3x3 convolution"]

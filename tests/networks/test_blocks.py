@@ -126,6 +126,26 @@ def test_attention_follows_its_formula_in_both_orders(order: AttentionOrder) -> 
     torch.testing.assert_close(module(x), x + change)
 
 
+def test_attention_on_a_cpu_is_trained_in_float32_and_sampled_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's bf16 kernel is slow backwards."""
+    seen, own = [], F.scaled_dot_product_attention
+
+    def watched(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = own(q, k, v)
+        seen.append({one.dtype for one in (q, k, v, out)})
+        return out
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    module, x = filled(SelfAttention(16, 2, "qkv-first")).float(), torch.randn(2, 16, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        trained = module(x)
+        with torch.no_grad():
+            sampled = module(x)
+    assert seen == [{torch.float32}, {torch.bfloat16}]
+    torch.testing.assert_close(trained, module(x), rtol=0, atol=0.05)
+    torch.testing.assert_close(sampled, module(x), rtol=0, atol=0.05)
+
+
 def test_attention_starts_as_no_change() -> None:
     x = torch.randn(1, 8, 4, 4)
     assert torch.equal(SelfAttention(8, 2, "qkv-first")(x), x)

@@ -21,6 +21,7 @@ from cascaded_diffusion.cli.options import (
     Sampler,
     Steps,
     Strength,
+    chosen_device,
 )
 from cascaded_diffusion.cli.places import check_place, tell_which
 from cascaded_diffusion.cli.values import batch_size as to_batch_size
@@ -255,13 +256,12 @@ def _evaluate(asked: _Asked) -> None:
     from cascaded_diffusion.cli.progress import ProgressDisplay
     from cascaded_diffusion.data.prepared import PreparedData
     from cascaded_diffusion.evaluation.request import chosen_metrics, chosen_splits
-    from cascaded_diffusion.precision import pick_device
     from cascaded_diffusion.ranks import launched_ranks
 
     metrics = None if asked.metrics is None else chosen_metrics(asked.metrics)
     prepared = PreparedData.open(asked.data)
     splits = chosen_splits(prepared, asked.split)
-    device = pick_device(asked.device)
+    device = chosen_device(asked.device)
     with launched_ranks(device) as ranks:
         request = _request(asked, prepared, splits, metrics, device)
         with ProgressDisplay() if ranks.is_main else nullcontext() as display:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "PER_STAGE",
@@ -23,6 +26,7 @@ __all__ = [
     "Sampler",
     "Steps",
     "Strength",
+    "chosen_device",
 ]
 
 PER_STAGE = "One value for all stages, or stage=value,stage=value."
@@ -71,3 +75,18 @@ More = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Another sampling setting, such as sr32.start=0.6."),
 ]
+
+
+def chosen_device(name: str | None) -> torch.device:
+    """The device of ``--device``, or the best; on a CPU the process keeps from now on what memory it frees.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    from cascaded_diffusion.memory import keep_freed
+    from cascaded_diffusion.precision import pick_device
+
+    place = pick_device(name)
+    if place.type == "cpu":
+        keep_freed()
+    return place

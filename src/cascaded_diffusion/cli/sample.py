@@ -23,6 +23,7 @@ from cascaded_diffusion.cli.options import (
     Sampler,
     Steps,
     Strength,
+    chosen_device,
 )
 from cascaded_diffusion.cli.places import check_place, tell_which
 from cascaded_diffusion.cli.values import (
@@ -119,10 +120,9 @@ def sample_command(
     if start_stage is not None and from_images is None:
         raise UserError(f"--start-stage: {start_stage} needs --from-images to start from")
     _check_places(out, grid, stages)
-    from cascaded_diffusion.precision import pick_device
     from cascaded_diffusion.ranks import launched_ranks
 
-    place = pick_device(device)
+    place = chosen_device(device)
     with launched_ranks(place):
         loaded = _open(cascade, place, offload=offload)
         names = list(loaded.stages)

@@ -20,6 +20,7 @@ from cascaded_diffusion.cli.options import (
     Features,
     Precision,
     RealImages,
+    chosen_device,
 )
 from cascaded_diffusion.cli.places import check_place, tell_which
 from cascaded_diffusion.cli.values import batch_size as to_batch_size
@@ -231,11 +232,10 @@ def _run(asked: _Asked, settings: dict[str, Any]) -> None:
     from cascaded_diffusion.cascade.search import open_cascade, run_search
     from cascaded_diffusion.cascade.search_forecast import forecast
     from cascaded_diffusion.cli.progress import ProgressDisplay
-    from cascaded_diffusion.precision import pick_device
     from cascaded_diffusion.ranks import launched_ranks
     from cascaded_diffusion.training.tracking.searches import track_search
 
-    device = pick_device(asked.device)
+    device = chosen_device(asked.device)
     folder, packaged = open_cascade(asked.cascade)
     with launched_ranks(device) as ranks:
         search = _prepare(asked, settings, folder, device)

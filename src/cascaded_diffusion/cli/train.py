@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cascaded_diffusion.cli.options import Device
+from cascaded_diffusion.cli.options import Device, chosen_device
 from cascaded_diffusion.cli.places import check_place, tell_which
 from cascaded_diffusion.cli.values import number_from, split_trackers, whole_from
 from cascaded_diffusion.errors import UserError
@@ -85,8 +85,6 @@ def train_command(
     loaded.stage(stage)
     from cascaded_diffusion.cli.progress import ProgressDisplay
     from cascaded_diffusion.data.prepared import PreparedData
-    from cascaded_diffusion.memory import keep_freed
-    from cascaded_diffusion.precision import pick_device
     from cascaded_diffusion.ranks import launched_ranks
     from cascaded_diffusion.training.loop import train
 
@@ -97,9 +95,7 @@ def train_command(
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is a file; give a folder")
     check_place("--out", out)
-    place = pick_device(device)
-    if place.type == "cpu":
-        keep_freed()
+    place = chosen_device(device)
     with launched_ranks(place, timeout=_PATIENCE) as ranks:
         if ranks.is_main:
             _warn_of_attention(config, place, ranks.world)

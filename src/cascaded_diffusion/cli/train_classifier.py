@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cascaded_diffusion.cli.options import Device
+from cascaded_diffusion.cli.options import Device, chosen_device
 from cascaded_diffusion.cli.places import check_place
 from cascaded_diffusion.cli.values import number_from, whole_from
 from cascaded_diffusion.errors import UserError
@@ -46,7 +46,6 @@ def train_classifier_command(
     from cascaded_diffusion.evaluation.classification import ClassifierTraining, config_for, predict, train_classifier
     from cascaded_diffusion.evaluation.classifier import Classifier, save_classifier
     from cascaded_diffusion.files import refuse_filled
-    from cascaded_diffusion.precision import pick_device
 
     refuse_filled(out)
     check_place("--out", out)
@@ -56,7 +55,7 @@ def train_classifier_command(
     train = prepared.split("train")
     side = prepared.resolutions[-1] if resolution is None else resolution
     images = train.images(side)
-    place = pick_device(device)
+    place = chosen_device(device)
     training = ClassifierTraining.checked(images=max(round(min(epochs, 1e9) * len(train)), 1), seed=seed)
     with ProgressDisplay() as display:
         trained = train_classifier(
