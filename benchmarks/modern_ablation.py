@@ -56,6 +56,7 @@ class Ablation:
         self.data = PreparedData.open(args.data)
         self.device = pick_device(args.device)
         self.size_name, self.num, self.low, self.high = args.size, args.num, size.low, size.high
+        self.precision = args.precision
         self.metrics = tuple(args.metrics.split(","))
         self.again = tuple(args.again.split(",")) if args.again else ()
         self.cas = CasConfig(epochs=max(15, _CAS_IMAGES / self.num), classifiers=args.cas_classifiers)
@@ -125,7 +126,7 @@ class Ablation:
         return f"base{self.low}", f"sr{self.high}"
 
     def _config(self, arm: Arm, stage: str, seed: int) -> Any:
-        recipe = recipe_of(arm, self.size, self.low, self.high, seed)
+        recipe = recipe_of(arm, self.size, self.low, self.high, seed, self.precision)
         channels, classes, names = self.data.channels, self.data.classes, self.data.class_names
         return stage_config(recipe, stage, channels=channels, classes=classes, class_names=names)
 
@@ -164,7 +165,7 @@ class Ablation:
             num=self.num,
             seed=seed,
             device=self.device,
-            precision="auto",
+            precision=self.precision,
             cache=self.out / "features",
             cas=self.cas,
         )
@@ -245,6 +246,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--cas-classifiers", type=int, default=1, help="classifiers that cas is the mean of")
     top.add_argument("--features", default="fashion-mnist", help="extractor, as in cdm evaluate")
     top.add_argument("--device")
+    top.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of training and sampling")
     top.add_argument("--tiny", action="store_const", dest="size", const="tiny", help="--size tiny")
     return top
 

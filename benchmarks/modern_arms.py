@@ -168,6 +168,13 @@ ARMS: dict[str, Arm] = {
         sr={"sampling": {"steps": 8}},
         same_training_as="edm",
     ),
+    "winners-unguided": Arm(
+        "the same without guidance",
+        both={**_EDM, "sampling": {"sampler": "dpmpp-2m", "grid": "edm"}},
+        base={"sampling": {"steps": 16}},
+        sr={"sampling": {"steps": 8}},
+        same_training_as="edm",
+    ),
 }
 
 
@@ -206,7 +213,7 @@ def _stage(name: str, resolution: int, network: Settings, size: Size, seed: int)
     }
 
 
-def recipe_of(arm: Arm, size: Size, low: int, high: int, seed: int) -> Recipe:
+def recipe_of(arm: Arm, size: Size, low: int, high: int, seed: int, precision: str = "auto") -> Recipe:
     """An arm's cascade low -> high."""
     base = _stage(f"base{low}", low, size.base, size, seed)
     sr = _stage(f"sr{high}", high, size.sr, size, seed)
@@ -222,6 +229,7 @@ def recipe_of(arm: Arm, size: Size, low: int, high: int, seed: int) -> Recipe:
             changed["diffusion"]["noise_schedule"] = {"kind": "cosine", "timesteps": 1000, "log_snr_shift": shift}
         if changed["training"] == "crop":
             changed["training"] = {**stage["training"], "crop": high // 2}
+        changed["training"] = changed["training"] | {"precision": precision}
         network, levels = changed["network"], len(changed["network"]["multipliers"])
         if network["blocks"] == "low":  # one at the highest resolution, one more than usual below
             network["blocks"] = [1] + [stage["network"]["blocks"] + 1] * (levels - 1)

@@ -163,12 +163,24 @@ def test_names_come_before_ids(given: list[int | str], ids: list[int], cascade: 
         (["²"], ["'²'"]),
         ([1.5], ["1.5"]),
         ([], ["none given", "0 to 3"]),
+        ("12", ["'12' is not a list", "such as ['12']"]),
+        (3, ["3 is not a list", "such as [3]"]),
     ],
 )
 def test_classes_that_are_none(given: list[Any], words: list[str], cascade: Cascade) -> None:
     with pytest.raises(UserError) as caught:
         cascade.sample(classes=given)
     assert all(word in str(caught.value) for word in ["classes:", *words]), caught.value
+
+
+def test_classes_in_an_array(cascade: Cascade) -> None:
+    assert cascade.class_ids(np.array([0])) == [0]  # type: ignore[arg-type]  # a sequence to a person
+    assert cascade.class_ids((2, "red")) == [2, 0]
+
+
+def test_defaults_of_no_stage(stages: list[Stage]) -> None:
+    with pytest.raises(UserError, match="defaults: 'bse8' is not a stage; allowed: base8, sr16, sr32"):
+        Cascade(stages, defaults={"bse8": stages[0].config.sampling})
 
 
 def test_a_cascade_without_classes(

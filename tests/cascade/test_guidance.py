@@ -21,7 +21,7 @@ from cascaded_diffusion.cascade.search import run_search
 from cascaded_diffusion.cascade.search_write import write_best_copy
 from cascaded_diffusion.cascade.stage import Stage, StageConfig
 from cascaded_diffusion.cascade.walk import Plan
-from cascaded_diffusion.diffusion.levels import sigma_of
+from cascaded_diffusion.diffusion.levels import alpha_bar_of, sigma_of
 from cascaded_diffusion.diffusion.process import q_sample
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.randomness import normal
@@ -80,6 +80,14 @@ def test_outside_the_interval_the_stage_is_called_once(stage: Stage, monkeypatch
     assert stage_evaluations(stage, settings) == 5
     assert stage_passes(stage, _settings(guidance=2.0)) == 10
     assert stage_passes(stage, _settings(guidance=2.0, sampler="heun")) == 18
+
+
+@pytest.mark.parametrize("sigma", [0.1, 1.0, 10.0])
+def test_the_interval_s_ends_are_its_own_whatever_float64_makes_of_them(sigma: float) -> None:
+    """A sigma goes through alpha_bar and back: 10 comes back as 10.000000000000002."""
+    back = sigma_of(alpha_bar_of(sigma))
+    assert _settings(guidance=2.0, guidance_interval=(0.01, sigma)).guided_at(back)
+    assert not _settings(guidance=2.0, guidance_interval=(sigma, 100.0)).guided_at(back)
 
 
 def test_an_interval_of_everything_is_guidance_and_of_nothing_is_none(stage: Stage) -> None:

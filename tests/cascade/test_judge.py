@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -234,6 +236,40 @@ def test_every_checkpoint(tiny_runs: dict[str, Path], request_for: Callable[...,
     best = best_checkpoint(found, request)
     assert best.scores["fd_eye"].value == min(each.scores["fd_eye"].value for each in found)
     assert {"32: samples", "64: samples"} <= set(told)
+
+
+def test_a_checkpoint_that_cannot_be_read_leaves_the_others(
+    tiny_runs: dict[str, Path], request_for: Callable[..., Request], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_runs["base8"], run)
+
+    def damage(images: int) -> None:
+        weights = run / f"checkpoints/{images:012d}/model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1])
+
+    damage(64)
+    assert [each.images for each in judge_run(run, request_for(), every=True)] == [32]
+    assert caplog.messages[0].endswith("(its SHA-256 is not the manifest's); the other checkpoints are scored")
+    damage(32)
+    with pytest.raises(UserError, match="damaged"):
+        judge_run(run, request_for(), every=True)
+
+
+def test_samples_that_cannot_be_kept_are_scored(
+    tiny_cascade: Cascade,
+    request_for: Callable[..., Request],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(judge, "write_npz", full)
+    scores = judge_cascade(tiny_cascade, request_for(keep=tmp_path / "kept.npz"), source=SOURCE)
+    assert list(scores) == ["fd_eye", "fd_eye_val"]
+    assert "No space left on device); the samples are scored and not kept" in caplog.text
 
 
 @pytest.mark.usefixtures("no_sampling")

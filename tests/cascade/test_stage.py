@@ -298,3 +298,14 @@ def test_weights_rounded_for_speed_are_not_saved(
     with pytest.raises(UserError, match=r"base8: accelerate\(precision=bf16\) has rounded its weights"):
         stage.save(tmp_path / "rounded")
     assert not (tmp_path / "rounded").exists()
+
+
+def test_a_guides_weights_rounded_for_speed_are_its_owners_too(
+    base_config: Configure, random_stage: Callable[..., Stage], tmp_path: Path
+) -> None:
+    stage, guide = random_stage(base_config()), random_stage(base_config(), seed=1)
+    stage.guided_by(guide)
+    stage.accelerate(compile="off", precision="bf16")
+    with pytest.raises(UserError, match="has rounded its weights"):
+        guide.save(tmp_path / "rounded")
+    assert Cascade([guide]).sample(1).shape == (1, 8, 8, 3)

@@ -184,13 +184,20 @@ def test_what_a_run_cannot_be_asked(refused: Cdm, runs: Path, common: list[objec
 
 
 def test_what_is_nothing_to_score(cascade: Path, runs: Path, data: Path, here: Path) -> None:
-    assert [_kind(str(path)) for path in ("demo", cascade, cascade / "sr16", runs / "sr16", "x.npz")] == [
+    assert [_kind(str(path), None) for path in ("demo", cascade, cascade / "sr16", runs / "sr16", "x.npz")] == [
         *("cascade", "cascade", "stage", "run", "samples"),
     ]
     (here / "x.txt").write_text("")
     for subject, why in (("nowhere", "not there"), (data, "nothing to score"), ("x.txt", "a file, but not an .npz")):
         with pytest.raises(UserError, match=f"{subject}: {why}; allowed: demo, a cascade folder"):
-            _kind(str(subject))
+            _kind(str(subject), None)
+
+
+@pytest.mark.parametrize("options", [["--all-checkpoints"], ["--checkpoint", "64"], ["--ema", "raw"]])
+def test_a_run_that_is_not_there_is_no_repository(options: list[str], refused: Cdm, common: list[object]) -> None:
+    """``a/b`` could be a name on the hub; with these options a folder was meant."""
+    told = refused("evaluate", "runs/typo", *common, *options)
+    assert told == f"runs/typo: not there; {options[0]} is for a run folder"
 
 
 def test_a_missing_file(refused: Cdm, common: list[object], here: Path) -> None:

@@ -134,8 +134,13 @@ def test_s_outside_the_unit_interval_is_refused(stop: float) -> None:
 @pytest.mark.parametrize("stop", STOPS)
 def test_discrete_grids_end_exactly_at_s_and_call_only_above_it(steps: int | str, stop: float) -> None:
     schedule = _schedule()
-    levels = sampling_grid(schedule, steps, stop=stop)
     k_stop = int(stop * 1000 + 0.5)
+    first = _steps(sampling_grid(schedule, steps)[:-1], 1000)[0]
+    if k_stop < 1000 and first <= k_stop:  # no step would be taken: noise would be handed on
+        with pytest.raises(UserError, match=rf"s: {stop:g} is not below {first / 1000:g}, where these steps begin"):
+            sampling_grid(schedule, steps, stop=stop)
+        return
+    levels = sampling_grid(schedule, steps, stop=stop)
     called, end = _steps(levels[:-1], 1000), levels[-1]
     assert end == schedule.level(k_stop / 1000)
     assert all(k > k_stop for k in called)
@@ -157,8 +162,13 @@ def test_continuous_grids_end_exactly_at_s_and_call_only_above_it(
     values: dict[str, Any], stop: float, endpoints: tuple[float, float] | None, steps: int
 ) -> None:
     schedule = _schedule(**{"timesteps": None, **values})
-    levels = sampling_grid(schedule, steps, stop=stop, endpoints=endpoints)
     end = schedule.level(stop)
+    noisiest = sampling_grid(schedule, steps, endpoints=endpoints)[0]
+    if stop < 1 and noisiest.alpha_bar >= end.alpha_bar:  # no step would be taken: noise would be handed on
+        with pytest.raises(UserError, match="where these steps begin"):
+            sampling_grid(schedule, steps, stop=stop, endpoints=endpoints)
+        return
+    levels = sampling_grid(schedule, steps, stop=stop, endpoints=endpoints)
     assert levels[-1] == end
     alpha_bars = [level.alpha_bar for level in levels]
     assert alpha_bars == sorted(set(alpha_bars))

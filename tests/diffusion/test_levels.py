@@ -11,7 +11,14 @@ from pydantic import ValidationError
 
 from cascaded_diffusion.diffusion.denoiser import Diffusion, DiffusionConfig
 from cascaded_diffusion.diffusion.grid import SigmaGrid, sampling_grid
-from cascaded_diffusion.diffusion.levels import LogNormalLevels, alpha_bar_of, log_sigma, rho_sigmas, sigma_of
+from cascaded_diffusion.diffusion.levels import (
+    LogNormalLevels,
+    alpha_bar_of,
+    log_sigma,
+    rho_sigmas,
+    sigma_levels,
+    sigma_of,
+)
 from cascaded_diffusion.diffusion.losses import sigmoid_weight
 from cascaded_diffusion.diffusion.schedule import Level, Schedule, ScheduleConfig
 from cascaded_diffusion.errors import UserError
@@ -179,3 +186,11 @@ def test_sigmoid_loss_is_one_integral_whatever_levels_are_drawn() -> None:
 
         found = diffusion.training_loss(half_off, torch.zeros_like(noise), noise, times).double()
         assert found.mean().item() == pytest.approx(bias / (1 - math.exp(-bias)) / 4, rel=0.01)
+
+
+def test_sigmas_that_a_schedule_does_not_reach_are_refused() -> None:
+    schedule = Schedule(ScheduleConfig(kind="cosine", timesteps=None, log_snr_shift=-10))
+    cleanest = math.exp(-5)  # sigma at log SNR 20 - 10
+    with pytest.raises(UserError, match=r"sigma_range: 0\.002 is below .*, where the stage's noise schedule begins"):
+        sigma_levels(schedule, 5, (0.002, 80.0), 7.0)
+    assert sigma_levels(schedule, 5, (cleanest, 80.0), 7.0)[-1].time == pytest.approx(0, abs=1e-6)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from cascaded_diffusion.data.prepare import prepare
 from cascaded_diffusion.data.prepared import PreparedData
@@ -200,6 +201,21 @@ def test_one_score_that_is_not_defined_leaves_the_others(
     assert list(found) == ["fd_eye", "recognition_eye"]
     (line,) = caplog.messages
     assert line == "nn: memorisation: half of the real images are copies; this score is left out"
+
+
+def test_classifiers_that_cannot_be_trained_leave_the_others(
+    scored: Any, speckled_data: PreparedData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def greedy(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr(evaluate, "classification_accuracy_score", greedy)
+    images, labels = _train(speckled_data)
+    assert list(scored(images, labels, "fd,cas", splits=("train",))) == ["fd_eye"]
+    (line,) = caplog.messages
+    assert line == "cas was not measured (CUDA out of memory. Tried to allocate); the other scores stand"
+    with pytest.raises(torch.OutOfMemoryError):
+        scored(images, labels, "cas")
 
 
 def test_progress(scored: Any, speckled_data: PreparedData) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,14 @@ def test_scores_of_another_cascade(score: Score) -> None:
     check_scores({"fd_eye": score}, {"sha256": "a" * 64}, Path("scores.json"))
     with pytest.raises(UserError, match=r"scores.json: fd_eye was measured on another cascade \(tiny, other weights\)"):
         check_scores({"fd_eye": score}, {"sha256": "b" * 64}, Path("scores.json"))
+
+
+@pytest.mark.parametrize("kind", ["run", "stage", "samples"])
+def test_scores_of_what_is_no_cascade(kind: str, score: Score) -> None:
+    source = {"kind": kind, "name": "x", "sha256": "a" * 64}
+    told = replace(score, provenance=score.provenance.model_copy(update={"source": source}))
+    with pytest.raises(UserError, match=rf"scores.json: fd_eye was measured on a {kind} \(x\), which may be anything"):
+        check_scores({"fd_eye": told}, {"sha256": "a" * 64}, Path("scores.json"))
 
 
 def test_the_picture_is_sampled(tiny_cascade: Cascade) -> None:

@@ -57,6 +57,13 @@ def test_norms_of_large_images_are_exact(layout: torch.memory_format, offset: fl
     torch.testing.assert_close(found.double(), slope, rtol=0, atol=3e-6)
 
 
+@pytest.mark.parametrize("side", [8, 32, 64])
+def test_norms_of_no_images_are_none(side: int) -> None:
+    x = torch.zeros(0, 8, side, side).contiguous(memory_format=torch.channels_last)
+    norm = group_norm(8)
+    assert norm(x).shape == norm.activated(x).shape == x.shape
+
+
 def test_resizing_by_two() -> None:
     x = torch.tensor([[1.0, 3.0], [5.0, 7.0]])[None, None]
     assert resize_by_two(x, "down").tolist() == [[[[4.0]]]]

@@ -57,6 +57,8 @@ def test_it_is_taken_only_where_it_is_right_and_pays() -> None:
         assert not small_fits(x[:, :95], weight[:, :95])
         assert not small_fits(torch.cat([x, x], dim=2), weight)
         assert not small_fits(x[:0], weight)
+        assert not small_fits(x.double(), weight.double())
+        assert not small_fits(x.half(), weight)
         assert not small_fits(x.to("meta"), weight.to("meta"))
         with torch.no_grad():
             assert not small_fits(x, weight)

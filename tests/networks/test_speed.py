@@ -89,6 +89,24 @@ def test_the_fast_path_gives_the_same_answers_and_gradients(changes: dict[str, A
     assert {name: grad for name, grad in fast_gradients.items() if relative(grad, plain_gradients[name]) > 1e-4} == {}
 
 
+def test_in_bf16_the_fast_path_is_as_near_to_float32_as_the_plain_one() -> None:
+    network = build(resolution=8, channels=96, attention=(8,))
+    values = inputs(network, 4)
+
+    def error(fast: bool) -> tuple[float, float]:
+        network.use_fast_path(fast)
+        with torch.autocast("cpu", torch.bfloat16):
+            out, found = gradients(network, values)
+        off = [relative(grad, wanted[name]) for name, grad in found.items()]
+        return relative(out, exact), sum(off) / len(off)
+
+    network.use_fast_path(False)
+    exact, wanted = gradients(network, values)
+    fast, plain = error(True), error(False)
+    assert all(one < 1.2 * other for one, other in zip(fast, plain, strict=True))
+    assert max(plain) < 0.1
+
+
 @pytest.mark.parametrize("parts", ["blocks", "levels"])
 def test_recomputed_activations_give_the_same_gradients_and_take_less_memory(parts: Any) -> None:
     network = build(resolution=16, channels=16, blocks=2, attention=(8,), dropout=0.3).train()

@@ -22,7 +22,7 @@ from cascaded_diffusion.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from cascaded_diffusion.training.run import open_run
+from cascaded_diffusion.training.run import open_run, take_over
 
 Configure = Callable[..., StageConfig]
 
@@ -79,9 +79,10 @@ def test_leftovers_are_cleaned_where_no_checkpoint_follows(tmp_path: Path, base_
     open_run(run, base_config(8), allow_changes=False)
     newest = _write(run, 100)
     _leave_behind(run)
-    found = open_run(run, base_config(8), allow_changes=False)
-    assert found is not None
-    assert found.folder == newest
+    opened = open_run(run, base_config(8), allow_changes=False)
+    assert opened.whole is not None
+    assert opened.whole.folder == newest
+    take_over(run, base_config(8), opened)
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["000000000100"]
 
 

@@ -259,7 +259,10 @@ def test_losses_that_stay_not_finite_end_the_run_and_its_last_checkpoint_stands(
     with pytest.raises(RuntimeError, match=words):
         train(base_config(training={"max_skipped_steps": 1}), colour_data, tmp_path, device=CPU)
     assert [int(path.name) for path in checkpoint_folders(tmp_path)] == [32]
-    assert [line["images"] for line in read_metrics(tmp_path)][:2] == [16, 32]
+    lines = read_metrics(tmp_path)
+    assert [line["images"] for line in lines] == [16, 32, 48, 56]
+    skipped = [event["images"] for line in lines for event in line.get("skipped_steps", [])]
+    assert skipped == [40, 48]  # the second after the last line that was due
 
 
 def test_a_step_that_is_not_finite_is_skipped_counted_and_told(
@@ -318,6 +321,19 @@ def test_changes_are_refused_or_allowed(tmp_path: Path, base_config: Configure, 
     assert read_metrics(tmp_path)[-1]["lr"] == 2e-3
 
 
+def test_a_resume_that_cannot_be_leaves_the_run_as_it_was(
+    tmp_path: Path, base_config: Configure, colour_data: PreparedData
+) -> None:
+    """Settings are recorded once the checkpoint is known to fit them."""
+    train(base_config(), colour_data, tmp_path, device=CPU, max_images=16)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    wider = base_config(network={"channels": 24})
+    with pytest.raises(UserError, match="does not fit this stage's network"):
+        train(wider, colour_data, tmp_path, device=CPU, allow_changes=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert train(base_config(), colour_data, tmp_path, device=CPU, max_images=24).images == 24
+
+
 def test_other_images_are_refused_or_allowed(
     tmp_path: Path, base_config: Configure, colour_data: PreparedData, colour_folder: Path
 ) -> None:
@@ -328,7 +344,7 @@ def test_other_images_are_refused_or_allowed(
     np.savez(tmp_path / "others.npz", arr_0=images, arr_1=labels)
     prepare(str(tmp_path / "others.npz"), tmp_path / "data", resolutions=[8], workers=0)
     others = PreparedData.open(tmp_path / "data")
-    with pytest.raises(UserError, match="holds other training images than the run was trained on so far; pass --allow"):
+    with pytest.raises(UserError, match="holds other training images than the run was trained on so far, or the same"):
         train(base_config(), others, tmp_path / "run", device=CPU)
     # What else was prepared with them does not matter.
     np.savez(tmp_path / "same.npz", arr_0=255 - images, arr_1=labels)

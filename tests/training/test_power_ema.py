@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from cascaded_diffusion.training.export import stage_from_run
 from cascaded_diffusion.training.loop import train
 from cascaded_diffusion.training.power_ema import PowerAverages, Profile, gamma_of, reconstruct, sigma_rel_of
 from cascaded_diffusion.training.snapshots import is_length
+from cascaded_diffusion.training.trainer import Trainer
 
 Configure = Callable[..., StageConfig]
 CPU = torch.device("cpu")
@@ -128,6 +131,23 @@ def test_a_run_keeps_snapshots(run: Path) -> None:
     at_32 = load_file(run / "snapshots/000000000032/power-0.05.safetensors")
     in_checkpoint = load_file(run / "checkpoints/000000000032/ema-power-0.05.safetensors")
     assert all(torch.equal(at_32[key], value) for key, value in in_checkpoint.items())
+
+
+def test_averages_that_are_not_finite_are_not_kept(
+    config: StageConfig, colour_data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss is finite long after a weight that it does not depend on is not."""
+    honest = Trainer.step
+
+    def broken(trainer: Trainer, *arguments: Any) -> None:
+        honest(trainer, *arguments)
+        if trainer.state.images == 24:
+            next(iter(trainer.state.power.weights["power-0.1"].values())).view(-1)[0] = math.inf
+
+    monkeypatch.setattr(Trainer, "step", broken)
+    with pytest.raises(RuntimeError, match="is not finite after 32 images; nothing was saved"):
+        train(config, colour_data, tmp_path, device=CPU)
+    assert [path.name for path in (tmp_path / "snapshots").iterdir()] == ["000000000016"]
 
 
 def test_resuming_makes_the_same_snapshots(

@@ -213,7 +213,7 @@ def test_stopping_at_max_images_and_going_on_changes_nothing(
     _assert_metrics_in_order(run)
 
 
-def test_a_second_run_in_the_same_folder_is_refused(
+def test_other_settings_in_the_same_folder_are_refused(
     commands: Any, arguments: Callable[..., list[str]], uninterrupted: dict[str, Path], tmp_path: Path
 ) -> None:
     commands.start(arguments("base8", uninterrupted["base8"], "--set", "training.learning_rate=0.5"))

@@ -11,7 +11,7 @@ import pytest
 
 from cascaded_diffusion.cascade.stage import StageConfig
 from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.training.run import MetricsLog, RunLock, differences, open_run
+from cascaded_diffusion.training.run import MetricsLog, RunLock, differences, open_run, take_over
 
 Configure = Callable[..., StageConfig]
 
@@ -42,9 +42,9 @@ def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path) -> Non
 def test_a_new_run_records_its_settings(tmp_path: Path, base_config: Configure) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    assert open_run(run, base_config(), allow_changes=False) is None
+    assert open_run(run, base_config(), allow_changes=False).whole is None
     assert StageConfig.load(run / "config.json") == base_config()
-    assert open_run(run, base_config(), allow_changes=False) is None
+    assert open_run(run, base_config(), allow_changes=False).whole is None
 
 
 def test_changed_settings_are_refused_showing_each(tmp_path: Path, base_config: Configure) -> None:
@@ -59,10 +59,12 @@ def test_changed_settings_are_refused_showing_each(tmp_path: Path, base_config: 
     assert StageConfig.load(tmp_path / "config.json") == base_config()
 
 
-def test_allowed_changes_are_recorded(tmp_path: Path, base_config: Configure) -> None:
+def test_allowed_changes_are_recorded_once_they_are_taken_up(tmp_path: Path, base_config: Configure) -> None:
     open_run(tmp_path, base_config(), allow_changes=False)
     changed = base_config(training={"learning_rate": 0.5})
-    open_run(tmp_path, changed, allow_changes=True)
+    opened = open_run(tmp_path, changed, allow_changes=True)
+    assert StageConfig.load(tmp_path / "config.json") == base_config()
+    take_over(tmp_path, changed, opened)
     assert StageConfig.load(tmp_path / "config.json") == changed
     open_run(tmp_path, changed, allow_changes=False)
 
@@ -152,7 +154,7 @@ def test_a_stage_folder_is_not_a_run_folder(tmp_path: Path, base_config: Configu
 def test_a_death_before_the_first_file_is_whole_does_not_block_the_run(tmp_path: Path, base_config: Configure) -> None:
     (tmp_path / ".lock").touch()
     (tmp_path / ".config.json.x1y2z3").write_text("{")
-    assert open_run(tmp_path, base_config(), allow_changes=False) is None
+    assert open_run(tmp_path, base_config(), allow_changes=False).whole is None
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "{"])

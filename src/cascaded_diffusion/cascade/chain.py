@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -57,11 +57,14 @@ class Cascade:
             provenance: for each stage, where its weights come from.
 
         Raises:
-            UserError: stages that do not chain, both named.
+            UserError: stages that do not chain, both named; or defaults of none of them.
         """
         configs = [stage.config for stage in stages]
         check_chain(configs, truncated=not no_truncated)
         self.stages = {stage.name: stage for stage in stages}
+        for name in defaults or {}:
+            if name not in self.stages:
+                raise UserError(f"defaults: {name!r} is not a stage; allowed: {', '.join(self.stages)}")
         given = {name: stage.config.sampling for name, stage in self.stages.items()} | dict(defaults or {})
         self.defaults = {name: stage.config.settled(given[name]) for name, stage in self.stages.items()}
         for name, stage in self.stages.items():
@@ -225,6 +228,9 @@ class Cascade:
             return None
         if classes is None:
             return list(range(self.classes))
+        if isinstance(classes, str | bytes) or not isinstance(classes, Iterable):
+            raise UserError(f"classes: {classes!r} is not a list; allowed: ids and names, such as [{classes!r}]")
+        classes = list(classes)
         if not classes:
             raise UserError(f"classes: none given; allowed: 0 to {self.classes - 1} or a class's name")
         return [self._class_id(value) for value in classes]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from cascaded_diffusion.files import sha256_of
 from cascaded_diffusion.networks.compiling import CompileChoice
 from cascaded_diffusion.precision import autocast
 from cascaded_diffusion.randomness import permutation
-from cascaded_diffusion.ranks import current_ranks, gather_rows
+from cascaded_diffusion.ranks import current_ranks, from_main, gather_rows
 from cascaded_diffusion.samples import write_npz
 from cascaded_diffusion.training.checkpoint import checkpoint_folders, ema_file, find_checkpoint, read_checkpoint
 from cascaded_diffusion.training.export import stage_from_run
@@ -52,6 +53,8 @@ __all__ = [
     "sample_over_ranks",
     "stage_source",
 ]
+
+_LOG = logging.getLogger(__name__)
 
 DEFAULT_NUM = 10_000
 """Samples by default: as many as the paper selects models and s with."""
@@ -204,22 +207,30 @@ def judge_run(
         request: what to measure.
         images: which checkpoint.
         ema: which average of the weights, as :func:`stage_from_run` takes it.
-        every: score all checkpoints but one from before the first step.
+        every: score all checkpoints but one from before the first step, and but those that cannot be read, which are
+            told of.
 
     Raises:
-        UserError: no checkpoint, or as for :func:`judge_stage`.
+        UserError: no checkpoint, none that can be read, or as for :func:`judge_stage`.
     """
     if every and images is not None:
         raise UserError(f"--all-checkpoints: does not go with --checkpoint {images}")
     if every:
         best_metric(request.metrics)
     folders = [f for f in checkpoint_folders(run) if int(f.name) > 0] if every else []
-    found = []
+    found: list[Checkpoint] = []
     for folder in folders or [find_checkpoint(run, images)]:
         number = int(folder.name)
-        stage, state = stage_from_run(run, images=number, ema=ema)
+        try:
+            # Rank 0 asks for all: a run that is still training may delete one in between.
+            files = from_main(lambda: read_checkpoint(folder))["files"]  # noqa: B023 - called at once
+            stage, state = stage_from_run(run, images=number, ema=ema)
+        except UserError as error:
+            if not folders or (folder == folders[-1] and not found):
+                raise
+            _LOG.warning("%s; the other checkpoints are scored", error)
+            continue
         choice = str(state["ema"])
-        files = read_checkpoint(folder)["files"]
         weights = WEIGHTS_FILE if choice == "raw" else ema_file(choice)
         # A reconstructed average lies in no file.
         sha256 = files[weights] if weights in files else weights_hash(stage.network)
@@ -276,7 +287,10 @@ def _judge(made: Made, request: Request) -> dict[str, Score]:
     every = "drift" in request.metrics
     images = sample_over_ranks(made, request, every=every)
     if request.keep is not None and current_ranks().is_main:
-        write_npz(request.keep, images[last.name], made.labels)
+        try:
+            write_npz(request.keep, images[last.name], made.labels)
+        except OSError as error:  # hours of sampling are not lost for it
+            _LOG.warning("--keep: %s cannot be written (%s); the samples are scored and not kept", request.keep, error)
     stages = {"real images": made.low_res} if made.low_res is not None else {}
     stages |= images
     return _evaluate(

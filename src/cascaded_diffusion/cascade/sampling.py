@@ -140,7 +140,11 @@ class SamplingConfig(StrictModel):
         """Whether guidance of either kind acts at a level."""
         if self.guidance == 1 and self.guide == 1:
             return False
-        return self.guidance_interval is None or self.guidance_interval[0] < sigma <= self.guidance_interval[1]
+        if self.guidance_interval is None:
+            return True
+        # A grid's sigma of 10 comes back from alpha_bar as 10.000000000000002.
+        low, high = (end * (1 + 1e-9) for end in self.guidance_interval)
+        return low < sigma <= high
 
     def identity(self) -> dict[str, Any]:
         """All settings as JSON, those that came later left out where they change nothing: what was kept under the

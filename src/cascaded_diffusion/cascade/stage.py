@@ -229,7 +229,6 @@ class Stage:
         self.config = config
         self.network = network.eval().requires_grad_(False)
         self._call: Callable[..., Tensor] | None = None
-        self._rounded = False
         self.waits_on_host = False
         self._precision: Literal["auto", "fp32", "bf16"] = "fp32"
         self.diffusion = Diffusion(config.diffusion)
@@ -306,14 +305,18 @@ class Stage:
             raise UserError(f"accelerate: {self.name} is off-loaded; allowed for a cascade that is on its device whole")
         device = next(self.network.parameters()).device
         if precision == "bf16" or (precision == "auto" and bf16_is_native(device)):
-            self._rounded = True
             for module in self.network.modules():
                 if isinstance(module, nn.Conv2d | nn.Linear):
                     module.to(torch.bfloat16)
-        self._precision = "bf16" if self._rounded else precision  # what is rounded stays so
+        self._precision = precision
         self._call = cuda_graphs(self.network, compile, device)
         if self.guide is not None:
             self.guide.accelerate(compile=compile, precision=precision)
+
+    @property
+    def _rounded(self) -> bool:
+        """Whether weights were rounded to bf16 for good."""
+        return any(parameter.dtype == torch.bfloat16 for parameter in self.network.parameters())
 
     @property
     def is_accelerated(self) -> bool:
@@ -355,6 +358,7 @@ class Stage:
 
     def _run(self, x: Tensor, time: Tensor, **conditions: Any) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
-        with autocast(self._precision, x.device):
+        # What is rounded stays so, and may have been by another stage of the same network: a guide's.
+        with autocast("bf16" if self._rounded else self._precision, x.device):
             output: Tensor = (self._call or self.network)(x, time, **conditions)
             return output

@@ -127,13 +127,12 @@ def evaluate_command(
     choices = sampling_choices(
         steps=steps, sampler=sampler, augmentation=augmentation, s=s, guidance=guidance, more=more
     )
-    kind = _kind(subject)
+    of_runs = {"--all-checkpoints": all_checkpoints or None, "--checkpoint": checkpoint, "--ema": ema}
+    kind = _kind(subject, next((option for option, value in of_runs.items() if value is not None), None))
     _refuse_unfit(
         kind,
         {
-            "--all-checkpoints": (all_checkpoints or None, ("run",)),
-            "--checkpoint": (checkpoint, ("run",)),
-            "--ema": (ema, ("run",)),
+            **{option: (value, ("run",)) for option, value in of_runs.items()},
             "--keep": (keep, ("cascade", "run", "stage")),
             "--precision": (precision, ("cascade", "run", "stage")),
             "--compile": (compiling, ("cascade", "run", "stage")),
@@ -210,8 +209,11 @@ class _Asked:
     request: dict[str, Any]
 
 
-def _kind(subject: str) -> str:
-    """What is to be scored: a packaged name wins over a file or folder of that name."""
+def _kind(subject: str, of_run: str | None) -> str:
+    """What is to be scored: a packaged name wins over a file or folder of that name.
+
+    ``of_run`` is an option that was given and is for runs alone: what is not there is then no repository of the hub.
+    """
     from cascaded_diffusion.cascade.find import packaged_cascades
     from cascaded_diffusion.cascade.manifest import MANIFEST_FILE
     from cascaded_diffusion.cascade.stage import CONFIG_FILE, WEIGHTS_FILE
@@ -219,6 +221,8 @@ def _kind(subject: str) -> str:
     from cascaded_diffusion.training.export import is_run
 
     path = Path(subject)
+    if of_run and not path.exists() and subject not in packaged_cascades():
+        raise UserError(f"{subject}: not there; {of_run} is for a run folder")
     if subject in packaged_cascades() or (path / MANIFEST_FILE).is_file():
         return "cascade"
     if not path.exists() and is_repository(subject) and path.suffix != ".npz":

@@ -161,11 +161,14 @@ def sampling_grid(
             stay what they are counted in: the whole range.
 
     Raises:
-        UserError: steps or end points that the schedule does not have.
+        UserError: steps or end points that the schedule does not have, or of which none is above ``stop``.
     """
     if not 0 <= stop <= 1:
         raise UserError(f"s: {stop} is not in [0, 1]")
     levels = _whole_grid(schedule, steps, stop, endpoints, sigmas)
+    if len(levels) == 1 and stop < 1:  # what is handed on would be noise that nothing was taken from
+        begins = _whole_grid(schedule, steps, 0.0, endpoints, sigmas)[0].time
+        raise UserError(f"s: {stop:g} is not below {begins:g}, where these steps begin")
     if start is None or start == 1:
         return levels
     top = schedule.level(start)

@@ -70,6 +70,10 @@ def rho_sigmas(count: int, low: float, high: float, rho: float | None) -> list[f
     return [float(value) for value in values]
 
 
+_NEXT_TO_CLEAN = 1e-12
+"""A time at which a schedule is where it begins; at 0 itself the image is clean."""
+
+
 def sigma_levels(schedule: Schedule, count: int, span: tuple[float, float], rho: float | None) -> list[Level]:
     """Levels of a stage in continuous time at :func:`rho_sigmas`; the step from the last one leads to the clean image.
 
@@ -80,6 +84,9 @@ def sigma_levels(schedule: Schedule, count: int, span: tuple[float, float], rho:
     noisiest = sigma_of(schedule.level(1.0).alpha_bar)
     if high > noisiest * (1 + 1e-9):
         raise UserError(f"sigma_range: {high:g} is above {noisiest:g}, where the stage's noise schedule ends")
+    cleanest = sigma_of(schedule.level(_NEXT_TO_CLEAN).alpha_bar)
+    if low < cleanest * (1 - 1e-6):  # float64 keeps so much of 1 - alpha_bar
+        raise UserError(f"sigma_range: {low:g} is below {cleanest:g}, where the stage's noise schedule begins")
     levels = []
     for sigma in rho_sigmas(count, low, high, rho):
         alpha_bar = alpha_bar_of(sigma)

@@ -31,7 +31,8 @@ __all__ = [
 ]
 
 _MAX_LOG_SNR = 20.0
-"""Continuous schedules stay within [-20, 20], as in Salimans & Ho (2202.00512), so that no division by zero occurs."""
+"""Continuous schedules stay within [-20, 20], before ``log_snr_shift``, as in Salimans & Ho (2202.00512), so that no
+division by zero occurs."""
 
 _LEAST_TIME = 1e-9
 """Of a noise level that training may meet."""

@@ -34,6 +34,13 @@ class ClassifierTraining(StrictModel):
     warm_up: float = Field(default=0.2, ge=0, lt=1, description="Share of the training until the peak.")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="Nesterov momentum.")
     weight_decay: float = Field(default=5e-4, ge=0, le=100, description="Weight decay.")
+    grad_clip: float | None = Field(
+        default=1.0,
+        gt=0,
+        le=1e9,
+        description="Largest gradient norm; null for none. Without it a training may lose most of its units at the "
+        "peak of the learning rate, and its classifier half of the classes.",
+    )
     label_smoothing: float = Field(default=0.1, ge=0, lt=1, description="Share of the target spread over all classes.")
     shift: float = Field(default=1 / 16, ge=0, lt=0.5, description="Largest shift, as a share of the side.")
     flip: bool = Field(default=True, description="Mirror half of the images.")
@@ -142,12 +149,17 @@ def train_classifier(
         loss = F.cross_entropy(logits.float(), target, label_smoothing=training.label_smoothing)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if training.grad_clip is not None:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), training.grad_clip)
         optimizer.step()
         seen += training.batch_size
         if seen % (50 * training.batch_size) == 0 and not math.isfinite(float(loss.detach())):
             raise RuntimeError(f"classifier: loss {float(loss.detach())} after {seen} images")
         if watch is not None:
             watch(min(seen, training.images), training.images)
+    # The loss is not looked at in every step, nor after the last; what it does to the network stays.
+    if not all(bool(value.isfinite().all()) for value in network.state_dict().values()):
+        raise RuntimeError(f"classifier: its weights are not finite after {seen} images")
     return network.eval().requires_grad_(False)
 
 

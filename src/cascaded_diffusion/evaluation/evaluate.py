@@ -85,7 +85,8 @@ def evaluate_images(
         seed: of random subsets and resamples.
         cas: how classifiers for ``cas`` are trained.
 
-    A score that turns out not to be defined is left out with a warning, if there are others.
+    A score that turns out not to be defined, and ``cas`` if its training fails, is left out with a warning, where there
+    are others.
 
     Raises:
         UserError: a metric that these samples, data or extractor cannot have, before anything takes long; or the only
@@ -117,7 +118,12 @@ def evaluate_images(
     # The mathematics is quick beside sampling: one rank does it, so that no two can differ.
     found = from_main(lambda: _scores(evidence, wanted, against))
     if "cas" in wanted:
-        found["cas"] = _classification_accuracy(evidence, cas or CasConfig())
+        try:
+            found["cas"] = _classification_accuracy(evidence, cas or CasConfig())
+        except (UserError, RuntimeError, MemoryError) as error:
+            if not found:
+                raise
+            _LOG.warning("cas was not measured (%s); the other scores stand", " ".join(str(error).split()))
     return found
 
 

@@ -97,7 +97,8 @@ class Score:
     Attributes:
         value: the score.
         provenance: all it depends on.
-        standard_error: how much other samples of the same model would move it, or ``None`` where that is not known.
+        standard_error: how much other samples of the same model would move it (of ``cas``, other test images and
+            classifiers), or ``None`` where that is not known.
         note: one line that helps to read it, or nothing.
         extra: further results, such as ``per_class``; JSON values under names that provenance does not use.
     """

@@ -208,8 +208,13 @@ def _loading(cascade: Cascade, repository: str) -> str:
 
 
 def check_scores(scores: Mapping[str, Score], source: Mapping[str, Any], path: Path) -> None:
-    """``UserError`` if scores of a cascade are of another one."""
+    """``UserError`` if scores are not of this cascade."""
     for key, score in scores.items():
         about = score.provenance.source
-        if about.get("kind") == "cascade" and about.get("sha256") != source["sha256"]:
+        if about.get("kind") != "cascade":
+            raise UserError(
+                f"{path}: {key} was measured on a {about.get('kind')} ({about.get('name')}), which may be anything; "
+                "score the cascade itself"
+            )
+        if about.get("sha256") != source["sha256"]:
             raise UserError(f"{path}: {key} was measured on another cascade ({about.get('name')}, other weights)")

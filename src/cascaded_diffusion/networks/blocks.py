@@ -160,8 +160,8 @@ class SelfAttention(nn.Module):
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of (N, heads, tokens, channels).
 
-    torch's bf16 kernel for a CPU is slow in the backward pass: on one with AMX it takes four to ten times as long as
-    the one in float32 that is taken here (``benchmarks/bf16_cpu.py``).
+    torch's bf16 kernel for a CPU is slow in the backward pass: on one with AMX it takes up to ten times as long, most
+    for few tokens, as the one in float32 that is taken here (``benchmarks/bf16_cpu.py``).
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
         with torch.autocast("cpu", enabled=False):

@@ -21,6 +21,8 @@ __all__ = ["GroupNorm", "group_norm", "of_groups"]
 
 _GROUPS = 32
 
+_TOO_LARGE = 64 * 65_536
+"""Pixels from which the CUDA kernels' strips of 64 are more than a grid's second side may have."""
 _LARGE = 64 * 64
 """Pixels from which GroupNorm takes its own sums on a CPU."""
 
@@ -48,7 +50,7 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         height, columns = x.shape[2:]
-        if x.device.type != "cpu" or x.dtype != torch.float32 or height * columns < _LARGE:
+        if x.device.type != "cpu" or x.dtype != torch.float32 or height * columns < _LARGE or len(x) == 0:
             return super().forward(x)
         pixels = x.permute(0, 2, 3, 1)
         mean = of_groups(pixels.mean(2).mean(1), self.num_groups)
@@ -85,8 +87,11 @@ class GroupNorm(nn.GroupNorm):
         if x.device.type == "cuda":
             from cascaded_diffusion.networks.norm_kernels import has_kernels
 
-            return has_kernels() and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+            launches = x.shape[2] * x.shape[3] < _TOO_LARGE
+            return has_kernels() and launches and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
         if x.device.type != "cpu":
+            return False
+        if len(x) == 0:
             return False
         learns, large = torch.is_grad_enabled(), x.shape[2] * x.shape[3] >= _SLOW
         if x.dtype == torch.bfloat16:

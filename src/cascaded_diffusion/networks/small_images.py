@@ -26,6 +26,7 @@ def small_fits(x: Tensor, weight: Tensor) -> bool:
     pixels = x.shape[2] * x.shape[3]
     return (
         x.device.type == weight.device.type == "cpu"
+        and {x.dtype, weight.dtype} <= {torch.float32, torch.bfloat16}  # autocast leaves double precision alone
         and torch.is_grad_enabled()
         and torch.is_autocast_enabled("cpu")
         and torch.get_autocast_dtype("cpu") == torch.bfloat16

@@ -309,9 +309,9 @@ class UNet(nn.Module):
         self.head = Head(width, out_channels * pixels)
 
     def use_fast_path(self, on: bool) -> None:
-        """Allow or forbid the faster ways to the same answer; without them every layer is torch's own.
+        """Allow or forbid the faster ways to the same answer; without them every layer is torch's own operations.
 
-        They are another order of the same sums: answers and gradients agree to rounding.
+        They are another order of the same sums: answers and gradients agree to rounding, in bf16 to bf16's.
         """
         for module in self.modules():
             if isinstance(module, GroupNorm | Convolution):

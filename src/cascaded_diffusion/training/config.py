@@ -93,15 +93,15 @@ class TrainingConfig(StrictModel):
         default=0.0,
         ge=0,
         le=1,
-        description="Probability of each geometric augmentation (flip, scale, rotation, stretch, shift), which the "
-        "network is told and never sampled with (EDM, 2206.00364, appendix F.2).",
+        description="Probability of each geometric augmentation (scale, rotation, stretch, shift; a flip has half of "
+        "it), which the network is told and never sampled with (EDM, 2206.00364, appendix F.2).",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="auto: bf16 autocast where the hardware computes in it, else fp32."
     )
     fast_path: bool = Field(
         default=True,
-        description="Faster convolutions and norms, the same sums in another order; false: torch's own layers alone.",
+        description="Faster convolutions and norms, the same sums in another order; false: torch's own operations.",
     )
     compile: Literal["auto", "on", "off"] = Field(
         default="auto", description="torch.compile the network; auto: on CUDA, where it pays."

@@ -27,10 +27,11 @@ _LOG2_SCALE, _LOG2_STRETCH, _SHIFT = 0.2, 0.2, 0.125
 def draw_warp(seed: int, index: Tensor, probability: float) -> tuple[Tensor, Tensor]:
     """The augmentation of each training image: float32 affine maps (N, 2, 3) and what the network is told (N, 8).
 
-    Each of five is drawn by itself with ``probability``: a flip left to right, a scale 2^(0.2 n), a rotation by a
-    uniform angle, a stretch 2^(0.2 n) along a uniform direction, and a shift by 0.125 n of the side in both directions,
-    n normal. Told: flip, log2 of the scale over 0.2, cos - 1 and sin of the angle, log2 of the stretch over 0.2 times
-    cos and sin of twice its direction, the two shifts over 0.125; all 0 where nothing was drawn.
+    Each of five is drawn by itself with ``probability``: a flip left to right (of half the images drawn), a scale
+    2^(0.2 n), a rotation by a uniform angle, a stretch 2^(0.2 n) along a uniform direction, and a shift by 0.125 n of
+    the side in both directions, n normal. Told: flip, log2 of the scale over 0.2, cos - 1 and sin of the angle, log2 of
+    the stretch over 0.2 times cos and sin of twice its direction, the two shifts over 0.125; all 0 where nothing was
+    drawn.
 
     The maps take a place in the augmented image, in [-1, 1] from side to side, to that in the image.
     """

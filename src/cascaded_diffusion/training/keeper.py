@@ -15,8 +15,8 @@ from cascaded_diffusion.memory import is_out_of_memory, release_cached
 from cascaded_diffusion.ranks import current_ranks, from_main, on_main
 from cascaded_diffusion.training.checkpoint import Whole, prune
 from cascaded_diffusion.training.preview import write_preview
-from cascaded_diffusion.training.run import RunLock, data_hash, open_run, refuse_foreign
-from cascaded_diffusion.training.snapshots import drop_snapshots_after, write_snapshot
+from cascaded_diffusion.training.run import Opened, RunLock, data_hash, open_run, refuse_foreign, take_over
+from cascaded_diffusion.training.snapshots import write_snapshot
 from cascaded_diffusion.training.state import Parts, TrainingState
 from cascaded_diffusion.training.tracking.follow import RunLog, follow
 
@@ -50,20 +50,21 @@ class Keeper:
         """
         with contextlib.ExitStack() as stack:
 
-            def take() -> Whole | None:
+            def take() -> Opened:
                 refuse_foreign(self._run)
                 self._lock = stack.enter_context(RunLock(self._run))
-                found = open_run(self._run, self._state.config, allow_changes=allow_changes)
-                if found is not None and not allow_changes:
-                    self._check_data(found)
-                drop_snapshots_after(self._run, 0 if found is None else int(found.folder.name))
-                return found
+                opened = open_run(self._run, self._state.config, allow_changes=allow_changes)
+                if opened.whole is not None and not allow_changes:
+                    self._check_data(opened.whole)
+                return opened
 
-            found = from_main(take)
+            opened = from_main(take)
+            found = opened.whole
             if found is not None:
                 self._state.load(*found)
                 self._saved = found.folder
                 self._whole.add(found.folder)
+            from_main(lambda: take_over(self._run, self._state.config, opened))
             if current_ranks().is_main:
                 state = self._state
                 self._log = stack.enter_context(
@@ -126,23 +127,31 @@ class Keeper:
         self._saved = from_main(write)
 
     def snapshot(self) -> None:
-        """Keep the power-function averages as they are now; every process must ask for it."""
+        """Keep the power-function averages as they are now; every process must ask for it.
+
+        Raises:
+            NotFiniteError: they are not finite.
+        """
         averages = self._state.gather_power()
-        if self._log is None or averages is None:
-            return
-        try:
-            self._check()
-            write_snapshot(self._run, self._state.images, averages)
-        except OSError as error:
-            self._missed("snapshot", reason(error))
+
+        def write() -> None:
+            assert averages is not None  # rank 0 has them
+            self._state.check_finite((name, tensor) for one in averages.values() for name, tensor in one.items())
+            try:
+                self._check()
+                write_snapshot(self._run, self._state.images, averages)
+            except OSError as error:
+                self._missed("snapshot", reason(error))
+
+        from_main(write)
 
     def _check_data(self, found: Whole) -> None:
         """``UserError`` if the run was trained on other data so far: each of its positions would mean another image."""
         before = found.manifest.get("data")
         if before is not None and before != self._data_hash:  # older runs do not tell
             raise UserError(
-                f"{self._run}: {self._data.folder} holds other training images than the run was trained on so far; "
-                "pass --allow-changes to go on with these"
+                f"{self._run}: {self._data.folder} holds other training images than the run was trained on so far, or "
+                "the same stored in another way; pass --allow-changes to go on with these"
             )
 
     def _missed(self, what: str, why: str) -> None:

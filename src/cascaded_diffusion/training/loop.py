@@ -158,7 +158,11 @@ def _run(
     # The time is asked for after a step, not before: a run that is given little time again and again still gets on.
     stopped = end.agreed()
     while state.images < target and not stopped:
-        trainer.step(feed, window)
+        try:
+            trainer.step(feed, window)
+        except NotFiniteError:  # on every process alike
+            keeper.log(trainer.metrics(window))
+            raise
         metrics = None
         if trainer.crossed(training.log_every) or state.images >= target:
             metrics = trainer.metrics(window)

@@ -8,9 +8,9 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from pydantic import ValidationError
 
@@ -22,8 +22,9 @@ from cascaded_diffusion.files import atomic_write, read_json, reason, sync_folde
 from cascaded_diffusion.reading.json_text import LONGEST_LINE, parse_json
 from cascaded_diffusion.reading.plain import read_lines, refuse_outside
 from cascaded_diffusion.training.checkpoint import Whole, newest_whole, remove_leftovers, set_aside
+from cascaded_diffusion.training.snapshots import drop_snapshots_after
 
-__all__ = ["MetricsLog", "RunLock", "data_hash", "differences", "open_run", "refuse_foreign"]
+__all__ = ["MetricsLog", "Opened", "RunLock", "data_hash", "differences", "open_run", "refuse_foreign", "take_over"]
 
 METRICS_FILE = "metrics.jsonl"
 LOCK_FILE = ".lock"
@@ -154,13 +155,22 @@ def _as_it_is_now(recorded: dict[str, Any]) -> dict[str, Any]:
         return recorded
 
 
-def open_run(run: Path, config: StageConfig, *, allow_changes: bool) -> Whole | None:
+class Opened(NamedTuple):
+    """What :func:`open_run` found.
+
+    Attributes:
+        whole: the newest whole checkpoint to resume from, or ``None`` for a new run.
+        damaged: newer ones that are not.
+    """
+
+    whole: Whole | None
+    damaged: Sequence[Path]
+
+
+def open_run(run: Path, config: StageConfig, *, allow_changes: bool) -> Opened:
     """Record the configuration in a new run folder, or compare it with the recorded one.
 
-    Damaged checkpoints that are newer than the one to resume from are put aside.
-
-    Returns:
-        The newest whole checkpoint to resume from, or ``None`` for a new run.
+    In a folder that is there already nothing is changed yet: see :func:`take_over`.
 
     Raises:
         UserError: the folder belongs to something else, the configuration changed without ``allow_changes``, or every
@@ -172,7 +182,7 @@ def open_run(run: Path, config: StageConfig, *, allow_changes: bool) -> Whole | 
     if not path.exists():
         write_json(path, wanted)
         sync_folder(run.absolute().parent)
-        return None
+        return Opened(None, ())
     refuse_outside(run, path, run / METRICS_FILE)
     recorded = read_json(path)
     if not isinstance(recorded, dict):
@@ -185,13 +195,22 @@ def open_run(run: Path, config: StageConfig, *, allow_changes: bool) -> Whole | 
             f"{run}: the settings differ from those the run was started with ({'; '.join(told)}{more}); "
             "pass --allow-changes to go on with the new ones"
         )
-    found, damaged = newest_whole(run)
-    for folder in damaged:
+    return Opened(*newest_whole(run))
+
+
+def take_over(run: Path, config: StageConfig, opened: Opened) -> None:
+    """Make a run folder this process's own, once what it resumes from has been read and fits.
+
+    Records the configuration, puts damaged checkpoints aside, and removes what an interrupted run left half-written or
+    will make again.
+    """
+    for folder in opened.damaged:
         set_aside(folder)
-    if changed:
-        write_json(path, wanted)
+    wanted = config.model_dump(mode="json")
+    if read_json(run / CONFIG_FILE) != wanted:
+        write_json(run / CONFIG_FILE, wanted)
     remove_leftovers(run)
-    return found
+    drop_snapshots_after(run, 0 if opened.whole is None else int(opened.whole.folder.name))
 
 
 class MetricsLog:

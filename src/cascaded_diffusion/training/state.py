@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -171,11 +171,7 @@ class TrainingState:
         """
         parts = self.gather() if parts is None else parts
         assert parts is not None  # rank 0 saves
-        for name, tensor in self._tensors(parts):
-            if not bool(torch.isfinite(tensor).all()):
-                raise NotFiniteError(
-                    f"{self.config.name}: {name} is not finite after {self.images} images; nothing was saved"
-                )
+        self.check_finite(self._tensors(parts))
         return write_checkpoint(
             run,
             self.images,
@@ -191,6 +187,14 @@ class TrainingState:
                 "torch": torch.__version__,
             },
         )
+
+    def check_finite(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """``NotFiniteError`` if one of the named tensors holds a number that is not finite."""
+        for name, tensor in tensors:
+            if not bool(torch.isfinite(tensor).all()):
+                raise NotFiniteError(
+                    f"{self.config.name}: {name} is not finite after {self.images} images; nothing was saved"
+                )
 
     def _averages(self) -> dict[int | str, dict[str, Tensor]]:
         """All averages: those by half-life, and power-function averages by name."""

@@ -49,6 +49,24 @@ def test_images_go_through_as_they_are_without_a_size() -> None:
     assert np.array_equal(found.features.reshape(5, 3, 8, 8).numpy(), _images().transpose(0, 3, 1, 2))
 
 
+def test_products_are_exact_whatever_the_caller_allows() -> None:
+    seen = []
+
+    class Watching(Pixels):
+        def compute(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+            seen.append(torch.get_float32_matmul_precision())
+            return super().compute(pixels)
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        Watching()(_images())
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == ["highest"]
+
+
 def test_grey_is_repeated_and_colour_averaged() -> None:
     grey = _images(channels=1)
     assert torch.equal(Pixels()(grey).features, Pixels()(np.repeat(grey, 3, axis=-1)).features)

@@ -52,10 +52,26 @@ def plain_arithmetic(device: torch.device) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(_full_products())
         if device.type == "cuda":
             # cuDNN's convolutions use TF32, with its ten bits, unless told otherwise.
             stack.enter_context(torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False))
         yield
+
+
+@contextlib.contextmanager
+def _full_products() -> Iterator[None]:
+    """Matrix products of all 24 bits, where the caller has allowed fewer."""
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # set by another of torch's ways, which cannot be told from here
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class NetworkExtractor(ABC):
