@@ -29,7 +29,7 @@ def _configs(recipe: Recipe) -> list[StageConfig]:
 
 def test_the_names_that_are_promised() -> None:
     promised = {"demo", "fashion-mnist-32-small", "fashion-mnist-32", "photos-64", "photos-256"}
-    promised |= {"fashion-mnist-32-modern", "emoji-256"}
+    promised |= {"fashion-mnist-32-modern", "emoji-256", "emoji-256-small"}
     assert promised | {"imagenet-64", "imagenet-128", "imagenet-256"} <= set(NAMES)
     assert list(NAMES) == sorted(NAMES)
 
@@ -130,10 +130,21 @@ def test_listing_needs_no_torch() -> None:
     assert done.stdout == "False\n"
 
 
+def _parameters(name: str) -> dict[str, int]:
+    return {
+        config.name: sum(parameter.numel() for parameter in _network(config).parameters())
+        for config in _configs(load_recipe(name))
+    }
+
+
 def test_a_run_of_the_emoji_recipe_carries_little() -> None:
-    """Weights, averages, and Adam's two moments in float32: under 60 MB a stage; all weights in 16 bits under 25."""
-    configs = _configs(load_recipe("emoji-256"))
-    counts = [sum(parameter.numel() for parameter in _network(config).parameters()) for config in configs]
-    for config, count in zip(configs, counts, strict=True):
-        assert 4 * count * (3 + len(config.training.ema_half_lives)) < 60e6, config.name
-    assert 2 * sum(counts) < 25e6
+    """Weights, averages, and Adam's two moments in float32: under 60 MB a stage."""
+    counts = _parameters("emoji-256")
+    for config in _configs(load_recipe("emoji-256")):
+        assert 4 * counts[config.name] * (3 + len(config.training.ema_half_lives)) < 60e6, config.name
+
+
+@pytest.mark.parametrize("name", ["emoji-256", "emoji-256-small"])
+def test_an_emoji_cascade_is_small(name: str) -> None:
+    """All weights in 16 bits."""
+    assert 2 * sum(_parameters(name).values()) < 25e6
