@@ -120,9 +120,15 @@ def test_the_same_launch_resumes_to_the_bit(way: str, runs: dict[str, Path], lau
 
 
 def test_a_sharded_run_is_assembled_like_any_other(runs: dict[str, Path]) -> None:
-    ours, wanted = (stage_from_run(runs[way])[0].network.state_dict() for way in ("4 sharded", "1"))
-    for name, value in wanted.items():
-        torch.testing.assert_close(ours[name], value, rtol=0, atol=2e-3)
+    """Answers are compared, not weights: a bias before a norm has a gradient of rounding errors, and Adam makes them steps
+    of full length."""
+    ours, wanted = (stage_from_run(runs[way])[0] for way in ("4 sharded", "1"))
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 3, 8, 8, generator=draw)
+    conditions = {"labels": torch.arange(4), "low_res": None, "s": None}
+    found, exact = (stage.network_call(**conditions)(x, torch.linspace(50, 950, 4)) for stage in (ours, wanted))
+    error = torch.linalg.vector_norm(found - exact) / torch.linalg.vector_norm(exact)
+    assert error < 1e-4
 
 
 def _half(run: Path, copy: Path) -> Path:
