@@ -120,7 +120,7 @@ def test_the_same_launch_resumes_to_the_bit(way: str, runs: dict[str, Path], lau
 
 
 def test_a_sharded_run_is_assembled_like_any_other(runs: dict[str, Path]) -> None:
-    """Answers are compared, not weights: a bias before a norm has rounding errors for gradients, and Adam follows them."""
+    """Answers are compared, not weights: biases before a norm have gradients of rounding errors, and wander."""
     ours, wanted = (stage_from_run(runs[way])[0] for way in ("4 sharded", "1"))
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(4, 3, 8, 8, generator=draw)
