@@ -168,13 +168,6 @@ ARMS: dict[str, Arm] = {
         sr={"sampling": {"steps": 8}},
         same_training_as="edm",
     ),
-    "winners-unguided": Arm(
-        "the same without guidance",
-        both={**_EDM, "sampling": {"sampler": "dpmpp-2m", "grid": "edm"}},
-        base={"sampling": {"steps": 16}},
-        sr={"sampling": {"steps": 8}},
-        same_training_as="edm",
-    ),
 }
 
 

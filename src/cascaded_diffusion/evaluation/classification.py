@@ -38,8 +38,8 @@ class ClassifierTraining(StrictModel):
         default=1.0,
         gt=0,
         le=1e9,
-        description="Largest gradient norm; null for none. Without it a training may lose most of its units at the "
-        "peak of the learning rate, and its classifier half of the classes.",
+        description="Largest gradient norm; null for none. Without it a training may collapse at the peak of the "
+        "learning rate.",
     )
     label_smoothing: float = Field(default=0.1, ge=0, lt=1, description="Share of the target spread over all classes.")
     shift: float = Field(default=1 / 16, ge=0, lt=0.5, description="Largest shift, as a share of the side.")
