@@ -8,14 +8,11 @@ wall time, forward and backward, are reported. docs/performance.md has the table
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from claims_show import hardware
+from measuring import hardware, medians, micro_arguments
 from torch import Tensor
 
 from cascaded_diffusion.networks.blocks import attend
@@ -52,28 +49,24 @@ def problems(tiny: bool) -> Iterator[tuple[str, tuple[Tensor, ...], dict[str, Wa
 
 def measured(given: tuple[Tensor, ...], ways: dict[str, Way], repeats: int) -> dict[str, float]:
     """Milliseconds of a forward and backward pass, by way."""
-    seconds: dict[str, list[float]] = {}
-    for _ in range(repeats + 1):
-        for name, way in ways.items():
-            started = time.perf_counter()
+
+    def trained(way: Way) -> Callable[[], object]:
+        def run() -> object:
             with torch.autocast("cpu", torch.bfloat16):
                 out = way(*given)
-            torch.autograd.grad(out, given, torch.ones_like(out))
-            seconds.setdefault(name, []).append(time.perf_counter() - started)
-    return {name: 1e3 * statistics.median(values[1:]) for name, values in seconds.items()}
+            return torch.autograd.grad(out, given, torch.ones_like(out))
+
+        return run
+
+    return medians({name: trained(way) for name, way in ways.items()}, repeats)
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Measure and print one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=31, help="of which the median is taken (31)")
-    parser.add_argument("--tiny", action="store_true", help="two pixels a side, once: shows that it runs")
-    args = parser.parse_args(words)
-    torch.set_num_threads(args.threads)
+    args = micro_arguments(__doc__, words, repeats=31)
     torch.manual_seed(0)
     native = "computes" if bf16_is_native(torch.device("cpu")) else "does NOT compute"
-    print(f"Hardware: {hardware(torch.device('cpu'))}, which {native} in bf16 itself; milliseconds\n")
+    print(f"Hardware: {hardware()}, which {native} in bf16 itself; milliseconds\n")
     print("| what, forward and backward in bf16 | torch | here | gain |")
     print("|---|---|---|---|")
     for name, given, ways in problems(args.tiny):

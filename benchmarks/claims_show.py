@@ -5,15 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from claims_measure import points_folder
 
 Points = list[dict[str, Any]]
@@ -29,18 +26,6 @@ TITLES = {
     "vi": "The SR stage needs tens of steps or fewer",
     "vii": "Class conditioning helps the SR stage",
 }
-
-
-def hardware(device: torch.device) -> str:
-    """The processor or GPU, threads and torch's version, in one line."""
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    name = platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
 
 
 def over_seeds(sets: list[Points]) -> Points:

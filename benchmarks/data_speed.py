@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from claims_show import hardware
+from measuring import hardware
 from PIL import Image
 
 from cascaded_diffusion.cascade.stage import StageConfig

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import torch
-from claims_show import hardware
+from measuring import hardware
 
 from cascaded_diffusion.files import write_json
 from cascaded_diffusion.precision import pick_device

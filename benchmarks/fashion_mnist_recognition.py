@@ -24,8 +24,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
-import platform
 import sys
 import time
 import zipfile
@@ -36,6 +34,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from measuring import hardware
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -273,18 +272,6 @@ def predict(network: nn.Module, images: Tensor) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------------------------- figures
-
-
-def hardware() -> str:
-    """The processor, its cores, the threads in use and torch's version, in one line."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [
-            line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-        ]
-        name = names[0] if names else name
-    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s) used, torch {torch.__version__}"
 
 
 def confusion(wanted: Tensor, found: Tensor) -> np.ndarray:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from claims_show import hardware
+from measuring import hardware
 from modern_arms import ARMS, SIZES, Arm, Size, recipe_of
 
 from cascaded_diffusion import Cascade, CasConfig, PreparedData, read_metrics, train

@@ -8,13 +8,10 @@ and with the backward pass. docs/performance.md has the table.
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable, Sequence
 
 import torch
-from claims_show import hardware
+from measuring import hardware, medians, micro_arguments
 from torch import Tensor
 
 from cascaded_diffusion.networks.normalisation import group_norm
@@ -45,30 +42,22 @@ def measured(shape: tuple[int, int, int], dtype: torch.dtype, repeats: int) -> d
     def training() -> None:
         norm.activated(x, scale, shift).backward(grad)
 
-    seconds: dict[str, list[float]] = {}
-    for _ in range(repeats + 1):
-        for name, fast in (("plain", False), ("fast", True)):
+    def way(what: Callable[[], None], fast: bool) -> Callable[[], None]:
+        def run() -> None:
             norm.fast = fast
-            for what in (forward, training):
-                seconds.setdefault(f"{name} {what.__name__}", []).append(_timed(what))
-    return {key: 1e3 * statistics.median(values[1:]) for key, values in seconds.items()}
+            what()
 
+        return run
 
-def _timed(work: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+    names = (("plain", False), ("fast", True))
+    ways = {f"{name} {what.__name__}": way(what, fast) for name, fast in names for what in (forward, training)}
+    return medians(ways, repeats)
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Measure and print one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=15, help="of which the median is taken (15)")
-    parser.add_argument("--tiny", action="store_true", help="two pixels a side, once: shows that it runs")
-    args = parser.parse_args(words)
-    torch.set_num_threads(args.threads)
-    print(f"Hardware: {hardware(torch.device('cpu'))}; milliseconds\n")
+    args = micro_arguments(__doc__, words, repeats=15)
+    print(f"Hardware: {hardware()}; milliseconds\n")
     print("| images | type | plain forward | fast forward | plain training | fast training | gain in training |")
     print("|---|---|---|---|---|---|---|")
     for shape in ((2, 8, 2),) if args.tiny else SHAPES:

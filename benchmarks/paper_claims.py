@@ -32,7 +32,8 @@ from pathlib import Path
 
 from claims_measure import CLAIMS, Measurer, needed
 from claims_models import ARMS, SIZES, run_folder, train_arm
-from claims_show import hardware, show
+from claims_show import show
+from measuring import hardware
 
 from cascaded_diffusion import PreparedData
 from cascaded_diffusion.evaluation.features import load_extractor

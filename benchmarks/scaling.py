@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from claims_show import hardware
+from measuring import hardware
 
 from cascaded_diffusion.data.prepare import prepare
 from cascaded_diffusion.precision import pick_device

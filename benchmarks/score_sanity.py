@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from claims_show import hardware
+from measuring import hardware
 
 from cascaded_diffusion import CasConfig, PreparedData
 from cascaded_diffusion.evaluation.evaluate import evaluate_images

@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import gc
 import json
-import platform
 import statistics
 import sys
 import time
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from measuring import hardware
 from throughput_models import SHAPES, Shape, build_ours, build_theirs, forward_flops
 from throughput_show import table
 from torch import Tensor, nn
@@ -209,20 +209,6 @@ def measured(shape: Shape, task: str, batch: int, args: argparse.Namespace) -> I
         if device.type == "cuda":
             torch._dynamo.reset()
             torch.cuda.empty_cache()
-
-
-def hardware(device: torch.device) -> str:
-    """The machine in words."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def arguments() -> argparse.Namespace:
