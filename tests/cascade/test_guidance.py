@@ -82,6 +82,15 @@ def test_outside_the_interval_the_stage_is_called_once(stage: Stage, monkeypatch
     assert stage_passes(stage, _settings(guidance=2.0, sampler="heun")) == 18
 
 
+def test_a_sampler_is_told_where_guidance_acts(stage: Stage) -> None:
+    levels = stage_grids(stage, _settings())[0][:-1]
+    sigmas = [sigma_of(level.alpha_bar) for level in levels]
+    settings = _settings(guidance=2.0, guidance_interval=(sigmas[3], sigmas[1]))
+    denoise = stage_denoiser(stage, settings, labels=LABELS, low_res=None, s=None)
+    x = torch.randn(3, 3, 4, 4, generator=torch.Generator().manual_seed(3))
+    assert [denoise(x, level).guided for level in levels] == [False, True, True, False, False]
+
+
 @pytest.mark.parametrize("sigma", [0.1, 1.0, 10.0])
 def test_the_interval_s_ends_are_its_own_whatever_float64_makes_of_them(sigma: float) -> None:
     """A sigma goes through alpha_bar and back: 10 comes back as 10.000000000000002."""

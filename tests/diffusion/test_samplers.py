@@ -243,6 +243,36 @@ def test_the_steps_of_dpmpp_by_hand() -> None:
     assert float(end) == pytest.approx(second, rel=1e-12)
 
 
+def test_dpmpp_looks_back_at_what_is_guided_alike() -> None:
+    """Four levels, of which the second and third are guided: only the third step, between those two, looks back."""
+    levels = [Level(alpha_bar, 1 - alpha_bar) for alpha_bar in (0.1, 0.3, 0.5, 0.7, 0.85)]
+    images, guided = (0.3, -0.2, -0.5, 0.4), (False, True, True, False)
+
+    def walk(*, mark: bool) -> list[float]:
+        seen: list[float] = []
+
+        def denoise(x: Tensor, level: Level) -> Prediction:
+            i = levels.index(level)
+            seen.append(float(x))
+            x0 = torch.full_like(x, images[i])
+            return Prediction(x0, noise_from_image(x, x0, level.alpha_bar), guided=mark and guided[i])
+
+        x = torch.full((1, 1, 1, 1), 0.9, dtype=torch.float64)
+        end = float(dpmpp_2m(denoise, x, levels, noise=_no_noise))
+        return [*seen, end]
+
+    def first_order(x: float, i: int) -> float:
+        t, s = levels[i : i + 2]
+        eps = (x - math.sqrt(t.alpha_bar) * images[i]) / math.sqrt(1 - t.alpha_bar)
+        return math.sqrt(s.alpha_bar) * images[i] + math.sqrt(1 - s.alpha_bar) * eps
+
+    found = walk(mark=True)
+    at_first_order = [found[i + 1] == pytest.approx(first_order(found[i], i), rel=1e-9) for i in range(4)]
+    assert at_first_order == [True, True, False, True]
+    plain = walk(mark=False)
+    assert [plain[i + 1] == pytest.approx(first_order(plain[i], i), rel=1e-9) for i in range(4)] == [True] + 3 * [False]
+
+
 def test_eta_scales_the_deviation_of_ddims_noise() -> None:
     """DDIM (2010.02502), eq. 16: sigma is eta times that of the posterior."""
     levels, x = [Level(0.2, 0.7), Level(0.5, 0.5)], torch.zeros(1, 1, 1, 1, dtype=torch.float64)

@@ -8,7 +8,7 @@ from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.cascade.stage import Stage
 from cascaded_diffusion.diffusion.denoiser import clipped_denoiser
 from cascaded_diffusion.diffusion.levels import sigma_of
-from cascaded_diffusion.diffusion.samplers import Denoiser
+from cascaded_diffusion.diffusion.samplers import Denoiser, Prediction
 from cascaded_diffusion.diffusion.schedule import Level
 
 __all__ = ["stage_denoiser"]
@@ -47,4 +47,9 @@ def stage_denoiser(
             x0 = other + settings.guide * (x0 - other)
         return x0, variance
 
-    return clipped_denoiser(predict, clip=settings.clip, percentile=settings.dynamic_threshold)
+    clipped = clipped_denoiser(predict, clip=settings.clip, percentile=settings.dynamic_threshold)
+
+    def denoise(x: Tensor, level: Level) -> Prediction:
+        return clipped(x, level)._replace(guided=settings.guided_at(sigma_of(level.alpha_bar)))
+
+    return denoise

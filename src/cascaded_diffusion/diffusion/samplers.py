@@ -47,11 +47,20 @@ VarianceKind = Literal["beta", "posterior", "learned"]
 
 
 class Prediction(NamedTuple):
-    """What a denoiser says of x at a level: the image, the noise that fits to it, and the raw variance if learned."""
+    """What a denoiser says of x at a level.
+
+    Attributes:
+        x0: the image.
+        eps: the noise that fits to it.
+        variance: the raw variance, if it is learned.
+        guided: whether guidance acted. Where it begins or ends, x0 jumps from one level to the next, and a sampler that
+            looks back must not look across.
+    """
 
     x0: Tensor
     eps: Tensor
     variance: Tensor | None = None
+    guided: bool = False
 
 
 @dataclass(frozen=True)
@@ -200,19 +209,23 @@ def dpmpp_2m(
     """DPM-Solver++(2M) (2211.01095, algorithm 2): second order at one evaluation a step, by looking back one step.
 
     A step more than twice as long in log SNR as the one before is taken at first order: extrapolating that far
-    overshoots, and strided discrete grids have such a step, five times as long, down to k = 1.
+    overshoots, and strided discrete grids have such a step, five times as long, down to k = 1. So is the first step
+    inside an interval of guidance (2404.07724), and the first behind it: a line from a guided image to one that is not
+    says nothing of where either goes.
     """
-    previous: Tensor | None = None
+    previous: Prediction | None = None
     h_previous = 0.0
     for i, (t, s) in enumerate(pairwise(levels)):
-        x0 = denoise(x, t).x0
+        prediction = denoise(x, t)
+        x0 = prediction.x0
         h = _log_snr_half(s) - _log_snr_half(t)
         estimate = x0
-        if previous is not None and h <= _LONGEST_LOOK_AHEAD * h_previous:
-            estimate = x0 + 0.5 * h / h_previous * (x0 - previous)
+        alike = previous is not None and previous.guided == prediction.guided
+        if previous is not None and alike and h <= _LONGEST_LOOK_AHEAD * h_previous:
+            estimate = x0 + 0.5 * h / h_previous * (x0 - previous.x0)
         ratio = math.sqrt((1 - s.alpha_bar) / (1 - t.alpha_bar))
         x = ratio * x - math.sqrt(s.alpha_bar) * math.expm1(-h) * estimate
-        previous, h_previous = x0, h
+        previous, h_previous = prediction, h
         _report(callback, levels, i, x, x0)
     return x
 
