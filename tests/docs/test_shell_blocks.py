@@ -5,11 +5,16 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from cascaded_diffusion.cascade.stage import build_network
+from cascaded_diffusion.recipes.packaged import packaged_names
+from cascaded_diffusion.recipes.recipe import load_recipe, stage_config
 from docs_site.fences import Block, blocks, cdm_calls, complaint, inline_calls, option_complaint
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +61,23 @@ def test_every_call_of_cdm_in_a_block_is_one_that_it_takes(page: Path) -> None:
             problem = check(arguments)
             if problem is not None:
                 _fail(block, f"cdm {' '.join(arguments)}: {problem}")
+
+
+@pytest.mark.parametrize("page", [*PAGES, *FRONT], ids=lambda page: page.stem)
+def test_a_packaged_recipe_takes_the_settings_that_a_page_gives_it(page: Path) -> None:
+    for block in blocks(page):
+        for arguments in cdm_calls(block.text) if block.language in ("bash", "console") else ():
+            if arguments[0] != "train" or arguments[1] not in packaged_names():
+                continue
+            settings = [word for before, word in pairwise(arguments) if before == "--set"]
+            stage = arguments[arguments.index("--stage") + 1]
+            recipe = load_recipe(arguments[1], overrides=settings, stage=stage)
+            channels = recipe.channels if isinstance(recipe.channels, int) else 3
+            classes = recipe.classes if isinstance(recipe.classes, int) else 7
+            config = stage_config(recipe, stage, channels=channels, classes=classes, class_names=None)
+            with torch.device("meta"):
+                build_network(config)
+            assert (config.training.warmup_images or 0) < config.training.images / 2, block.place
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

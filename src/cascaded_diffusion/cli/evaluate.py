@@ -82,7 +82,7 @@ def evaluate_command(
         typer.Option("--checkpoint", parser=whole_from(0), metavar="IMAGES", help="Which checkpoint of a run."),
     ] = None,
     ema: Annotated[
-        str | None, typer.Option("--ema", metavar="HALF_LIFE|raw", help="Which weight average of a run.")
+        str | None, typer.Option("--ema", metavar="HALF_LIFE|SIGMA|raw", help="Which weight average of a run.")
     ] = None,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the scores as JSON.")] = None,
     keep: Annotated[

@@ -54,7 +54,7 @@ class ConditioningConfig(StrictModel):
 
     augmentation: Literal["gaussian", "blur", "none"] = Field(
         default="gaussian",
-        description="Damage in training: gaussian noise (low resolutions), blur (128 and above), none.",
+        description="Damage in training: gaussian noise (low resolutions), blur (for 128 pixels and more), none.",
     )
     s_max: float = Field(default=1.0, gt=0, le=1, description="gaussian: s is drawn from U[0, s_max]; 1 in the paper.")
     p_clean: float = Field(

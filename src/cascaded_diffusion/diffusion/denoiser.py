@@ -76,7 +76,8 @@ class DiffusionConfig(StrictModel):
         default=None,
         gt=0,
         le=1e6,
-        description="Weight the simple loss by min(SNR, gamma) (2303.09556); null: no weighting.",
+        description="Weight the loss so that the squared error of x_0 counts min(SNR, gamma), which for eps is "
+        "min(SNR, gamma) / SNR (2303.09556); null: no weighting.",
     )
 
     sigmoid_bias: float | None = Field(
