@@ -5,7 +5,7 @@ import torch
 
 from cascaded_diffusion import precision
 from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.precision import autocast, bf16_is_native, pick_device
+from cascaded_diffusion.precision import autocast, bf16_is_native, pick_device, settled_precision
 
 CPU = torch.device("cpu")
 
@@ -47,6 +47,15 @@ def test_what_the_network_computes_in(native: bool, monkeypatch: pytest.MonkeyPa
         with autocast(wanted, CPU):  # type: ignore[arg-type]
             assert _product_dtype() == dtype
     assert _product_dtype() == torch.float32
+
+
+def test_what_is_recorded_of_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    for native, settled in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr("cascaded_diffusion.precision.bf16_is_native", lambda _, native=native: native)
+        assert settled_precision("auto", CPU) == settled
+        assert (settled_precision("fp32", CPU), settled_precision("bf16", CPU)) == ("fp32", "bf16")
+    with pytest.raises(UserError, match="precision: 'half' is not known; allowed: auto, fp32, bf16"):
+        settled_precision("half", CPU)  # type: ignore[arg-type]
 
 
 def test_hardware_is_asked() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from cascaded_diffusion.errors import UserError
 
-__all__ = ["autocast", "bf16_is_native", "computes_in_bf16", "pick_device"]
+__all__ = ["Precision", "autocast", "bf16_is_native", "computes_in_bf16", "pick_device", "settled_precision"]
+
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -39,12 +41,19 @@ def bf16_is_native(device: torch.device) -> bool:
     return False
 
 
-def computes_in_bf16(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> bool:
-    """Whether a network of this ``precision`` setting computes in bf16 there."""
+def computes_in_bf16(precision: Precision, device: torch.device) -> bool:
+    """Whether a network of this ``precision`` setting computes in bf16 there; ``UserError`` for one that is none."""
+    if precision not in get_args(Precision):
+        raise UserError(f"precision: {precision!r} is not known; allowed: {', '.join(get_args(Precision))}")
     return precision == "bf16" or (precision == "auto" and bf16_is_native(device))
 
 
-def autocast(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> AbstractContextManager[object]:
+def settled_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """What ``auto`` is there: what a result depends on, and so what is recorded of it."""
+    return "bf16" if computes_in_bf16(precision, device) else "fp32"
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     """The context in which the network is run."""
     if computes_in_bf16(precision, device):
         return torch.autocast(device.type, dtype=torch.bfloat16)

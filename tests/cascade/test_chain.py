@@ -326,6 +326,26 @@ def test_stages_that_need_the_class_say_so(
     assert needy.sample(low_res=pictures, classes=[1]).shape == (3, 16, 16, 3)
 
 
+def test_a_guide_that_needs_the_class_says_so(
+    random_stage: Callable[..., Stage], base_config: Configure, sr_config: Configure, pictures: np.ndarray
+) -> None:
+    stage = random_stage(sr_config())
+    stage.guided_by(random_stage(sr_config(training={"class_dropout": 0.0}), 1))
+    cascade = Cascade([random_stage(base_config()), stage])
+    assert cascade.sample(low_res=pictures).shape == (3, 16, 16, 3)
+    with pytest.raises(UserError, match=r"classes: sr16 needs the class of the images it enlarges"):
+        cascade.sample(low_res=pictures, more={"sr16": {"guide": 2.0}})
+
+
+def test_classes_that_no_stage_looks_at_are_refused(
+    random_stage: Callable[..., Stage], base_config: Configure, sr_config: Configure, pictures: np.ndarray
+) -> None:
+    cascade = Cascade([random_stage(base_config()), random_stage(sr_config(classes=None, class_names=None))])
+    assert cascade.sample(low_res=pictures).shape == (3, 16, 16, 3)
+    with pytest.raises(UserError, match="classes: no effect here, for sr16 has no classes"):
+        cascade.sample(low_res=pictures, classes=[1])
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
@@ -343,6 +363,13 @@ def test_stages_that_need_the_class_say_so(
         ({"batch_size": 0}, ["batch_size: 0", "from 1", "auto"]),
         ({"batch_size": "many"}, ["batch_size: 'many'", "auto"]),
         ({"steps": {"sr64": 2}}, ["steps", "'sr64'"]),
+        ({"num": 4.0}, ["num: 4.0 is not a whole number"]),
+        ({"num": "4"}, ["num: '4' is not a whole number"]),
+        ({"first": 0.5}, ["first: 0.5 is not a whole number"]),
+        ({"seed": 1.0}, ["seed: 1.0 is not a whole number"]),
+        ({"more": {"sr32": None}}, ["set: None for sr32"]),
+        ({"classes": ["9" * 5000]}, ["is not a class"]),
+        ({"precision": "bfloat16"}, ["precision: 'bfloat16'", "auto, fp32, bf16"]),
     ],
 )
 def test_refusals_come_before_any_work(
@@ -358,6 +385,8 @@ def test_refusals_come_before_any_work(
 
 
 def test_given_images_must_be_uint8(cascade: Cascade, pictures: np.ndarray) -> None:
+    with pytest.raises(UserError, match=r"low_res: list is not an array"):
+        cascade.sample(low_res=[1, 2])  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"low_res: float32 \(3, 8, 8, 3\) does not fit sr16; allowed: uint8"):
         cascade.sample(low_res=pictures.astype(np.float32))
     with pytest.raises(UserError, match=r"low_res: uint8 \(3, 8, 8, 1\) does not fit sr16"):

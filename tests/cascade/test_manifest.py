@@ -209,6 +209,10 @@ def test_schedules_matter_to_gaussian_stages_that_may_be_truncated(
 ) -> None:
     base = base_config(diffusion={"noise_schedule": {"timesteps": 1000}})
     assert not schedules_agree(base, sr_config())
+    spelled = {"kind": "linear", "timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
+    linear = base_config(diffusion={"noise_schedule": spelled})
+    left_out = {"augmentation": "gaussian", "low_schedule": {"kind": "linear", "timesteps": 1000}}
+    assert schedules_agree(linear, sr_config(conditioning=left_out))
     check_chain([base, sr_config()], truncated=False)
     check_chain([base, sr_config(conditioning={"augmentation": "blur"})])
     check_chain([base, sr_config(conditioning={"augmentation": "none"})])

@@ -146,6 +146,9 @@ def test_a_default_that_does_not_go_with_the_best_gives_way(
     assert best is not None
     assert Cascade.from_pretrained(folder).defaults["sr8"] == best.settings["sr8"]
     assert (best.settings["sr8"].augmentation, best.settings["sr8"].start) == ("nontruncated", 0.6)
+    # What was written is no other request: the same command has nothing left to do.
+    again = run_search(search_of("sr8", cascade=folder, start=[0.6]), tmp_path / "out", cache=tmp_path / "cache")
+    assert again.searched == record.searched
 
 
 def test_settings_that_came_later(

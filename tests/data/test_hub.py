@@ -126,6 +126,9 @@ def test_columns_are_found_and_chosen(class_folder: Path, contents: Contents, tm
     with pytest.raises(UserError, match="a source with other files"):
         run(first, tmp_path / "none", columns=Columns(label="fine"))
 
+    line = refusal(first, tmp_path, columns=Columns(subset="nonsense"))
+    assert "one file has no subsets; leave out the subset 'nonsense'" in line
+
     second = write_parquet(tmp_path / "second.parquet", images, image=None, left=other, right=other)
     line = refusal(second, tmp_path)
     assert "several columns of images; choose one with --image-column; it has " in line

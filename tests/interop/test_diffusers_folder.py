@@ -312,6 +312,13 @@ def test_a_guide_and_a_relay_start_are_refused(random_stage: Callable[..., Stage
         export_diffusers(Cascade([base, sr]), tmp_path / "out")
 
 
+def test_weights_rounded_for_speed_are_refused(random_stage: Callable[..., Stage], tmp_path: Path) -> None:
+    cascade = Cascade([random_stage(StageConfig.model_validate(BASE))])
+    cascade.accelerate(compile="off", precision="bf16")
+    with pytest.raises(UserError, match="base8: weights rounded by accelerate"):
+        export_diffusers(cascade, tmp_path / "out")
+
+
 def test_the_embedding_of_an_augmentation_is_left_behind(random_stage: Callable[..., Stage], tmp_path: Path) -> None:
     """A sample is told of none, so that the embedding adds nothing."""
     stage = random_stage(StageConfig.model_validate(BASE | {"training": BASE["training"] | {"augment": 0.1}}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -241,7 +242,7 @@ class Cascade:
         if isinstance(value, str) and value in names:
             return names.index(value)
         text = str(value).strip()
-        if text.isascii() and text.isdigit() and int(text) < self.classes:
+        if text.isascii() and text.isdigit() and len(text) < 20 and int(text) < self.classes:
             return int(text)
         close = difflib.get_close_matches(text, names, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -329,6 +330,7 @@ class Cascade:
         """
         if low_res is not None and start_stage is None and len(self.stages) > 1:
             start_stage = list(self.stages)[1]
+        seed = _whole("seed", seed)
         asked = {"steps": steps, "sampler": sampler, "augmentation": augmentation, "s": s, "guidance": guidance}
         plan = self.plan(**asked, more=more, start_stage=start_stage, until=until)
         labels = torch.from_numpy(self.sample_labels(plan, num=num, classes=classes, low_res=low_res, first=first))
@@ -361,7 +363,13 @@ class Cascade:
     ) -> np.ndarray:
         """The class of each sample that :meth:`sample` would make of these arguments: int64 (N,), -1 without class."""
         ids = self.class_ids(classes)
+        if classes is not None and all(stage.config.classes is None for stage in plan.stages):
+            names = ", ".join(stage.name for stage in plan.stages)
+            raise UserError(f"classes: no effect here, for {names} has no classes; leave it out")
+        num, first = None if num is None else _whole("num", num), _whole("first", first)
         if low_res is not None:
+            if not isinstance(low_res, np.ndarray):
+                raise UserError(f"low_res: {type(low_res).__name__} is not an array; allowed: uint8 (N, r, r, C)")
             if num is not None and num != len(low_res):
                 raise UserError(f"num: {num} does not fit the {len(low_res)} images given; leave it out")
             if ids is not None and classes is None:
@@ -401,7 +409,16 @@ def _check_low_res(plan: Plan, low_res: np.ndarray | None) -> None:
         raise UserError(f"low_res: {low_res.dtype} {low_res.shape} does not fit {first.name}; allowed: {allowed}")
 
 
+def _whole(what: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise UserError(f"{what}: {value!r} is not a whole number") from None
+
+
 def _refuse_without_class(plan: Plan) -> None:
     for stage in plan.stages:
-        if stage.config.classes is not None and stage.config.training.class_dropout == 0:
+        guide = stage.guide if plan.settings[stage.name].guide != 1 else None
+        asked = [stage.config, *([] if guide is None else [guide.config])]
+        if any(config.classes is not None and config.training.class_dropout == 0 for config in asked):
             raise UserError(f"classes: {stage.name} needs the class of the images it enlarges; name it with classes")

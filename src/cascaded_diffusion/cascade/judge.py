@@ -30,7 +30,7 @@ from cascaded_diffusion.evaluation.request import DEFAULT_METRICS, Subject, chec
 from cascaded_diffusion.evaluation.scores import Origin, Score
 from cascaded_diffusion.files import sha256_of
 from cascaded_diffusion.networks.compiling import CompileChoice
-from cascaded_diffusion.precision import autocast
+from cascaded_diffusion.precision import autocast, settled_precision
 from cascaded_diffusion.randomness import permutation
 from cascaded_diffusion.ranks import current_ranks, from_main, gather_rows
 from cascaded_diffusion.samples import write_npz
@@ -374,7 +374,7 @@ def plan_origin(plan: Plan, request: Request, source: Mapping[str, Any]) -> Orig
     return Origin(
         source=dict(source),
         seed=request.seed,
-        precision=request.precision,
+        precision=settled_precision(request.precision, request.device),
         evaluations=plan.evaluations(),
         passes=plan.passes(),
         **by_setting,

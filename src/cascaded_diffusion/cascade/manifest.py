@@ -128,7 +128,9 @@ def load_entry(folder: Path, entry: StageEntry) -> Stage:
 def schedules_agree(low: StageConfig, high: StageConfig) -> bool:
     """Whether s means the same to both stages: the SR stage was augmented with the schedule of the stage below."""
     conditioning = high.conditioning
-    return conditioning is not None and conditioning.low_schedule == low.diffusion.noise_schedule
+    if conditioning is None or conditioning.low_schedule is None:
+        return False
+    return conditioning.low_schedule.meaning == low.diffusion.noise_schedule.meaning
 
 
 def check_chain(configs: Sequence[StageConfig], *, truncated: bool = True) -> None:

@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -117,8 +117,12 @@ class BatchStore:
 
     @property
     def images(self) -> int:
-        """How many images are kept."""
-        return sum(stop - start for start, stop in self.ranges())
+        """How many images are kept, each counted once."""
+        count, end = 0, 0
+        for start, stop in self.ranges():
+            count += max(stop - max(start, end), 0)
+            end = max(end, stop)
+        return count
 
     def stage(self, name: str, *, rgb: bool = False) -> KeptImages:
         """All images of a stage that are kept; with ``rgb`` grey ones in three equal channels."""
@@ -130,7 +134,28 @@ class BatchStore:
         return [batch for batch in batches if not _covers(kept, batch)]
 
     def load(self, start: int, stop: int) -> dict[str, np.ndarray] | None:
-        """Images ``start`` to ``stop`` - 1 of every stage, uint8 (n, R, R, C), or ``None`` if they are to be made."""
+        """Images ``start`` to ``stop`` - 1 of every stage, uint8 (n, R, R, C), or ``None`` if they are to be made.
+
+        They may have been kept in batches of other sizes.
+        """
+        if self._path(start, stop).exists():
+            return self.read(start, stop)
+        kept = self.ranges()
+        if not _covers(kept, range(start, stop)):
+            return None
+        parts: list[dict[str, np.ndarray]] = []
+        here = start
+        for first, last in kept:
+            if first <= here < min(last, stop):
+                found = self.read(first, last)
+                if found is None:
+                    return None
+                parts.append({name: images[here - first : stop - first] for name, images in found.items()})
+                here = last
+        return {name: np.concatenate([part[name] for part in parts]) for name in self._stages}
+
+    def read(self, start: int, stop: int) -> dict[str, np.ndarray] | None:
+        """One batch as it was kept; ``None``, and away with it, if it is damaged."""
         path = self._path(start, stop)
         try:
             # np.load by a path leaves a damaged file open.
@@ -144,12 +169,15 @@ class BatchStore:
         whole = set(found) == self._stages and all(
             images.dtype == np.uint8 and len(images) == stop - start for images in found.values()
         )
-        return found if whole else None
+        if not whole:
+            path.unlink()
+            return None
+        return found
 
     def save(self, start: int, stop: int, images: Mapping[str, np.ndarray]) -> None:
         """Keep a batch."""
         with atomic_write(self._path(start, stop)) as file:
-            np.savez(file, allow_pickle=False, **images)
+            np.savez(file, **cast("dict[str, Any]", images))  # newer numpys have a keyword besides
         self.saved += stop - start
 
 
@@ -175,7 +203,7 @@ class KeptImages:
         self.shape = (max(stop for _, stop in store.ranges()), *first.shape[1:])
 
     def _read(self, start: int, stop: int) -> np.ndarray:
-        found = self._store.load(start, stop)
+        found = self._store.read(start, stop)
         if found is None:
             raise RuntimeError(
                 f"images {start} to {stop - 1} can no longer be read from where they were kept; the same command makes "
@@ -236,8 +264,10 @@ def _own_store(out: Path, request: Mapping[str, Any]) -> Iterator[BatchStore]:
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UserError(f"{out}: another process is sampling to it at this moment") from None
+        except OSError:  # files cannot be locked there, as on some network file systems
+            pass
         asked = _asked(folder)
         store = BatchStore(folder, list(request["stages"]), resumed=asked == request)
         if not store.resumed:

@@ -43,6 +43,7 @@ from cascaded_diffusion.evaluation.reference import Reference, reference, refere
 from cascaded_diffusion.evaluation.statistics import FeatureStatistics
 from cascaded_diffusion.files import atomic_write
 from cascaded_diffusion.networks.compiling import CompileChoice
+from cascaded_diffusion.precision import settled_precision
 from cascaded_diffusion.ranks import current_ranks, from_main, gather_rows, on_main
 from cascaded_diffusion.version import VERSION
 
@@ -123,13 +124,13 @@ def prepare_search(
         raise UserError(f"{data.folder}: its images have {data.channels} channels, the cascade's have {channels}")
     request = SearchRequest.checked(
         points={name: tuple(point.label for point in found) for name, found in points.items()},
-        **_ground(cascade, manifest, data, extractor, choices, split),
+        **_ground(cascade, manifest, data, extractor, points, split),
         num=num,
         seed=seed,
         split=split,
         features=extractor.name,
         features_hash=extractor.content_hash,
-        precision=precision,
+        precision=settled_precision(precision, cascade.device),
         compile=compile,
     )
     if compile != "off":
@@ -142,27 +143,33 @@ def _ground(
     manifest: CascadeManifest,
     data: PreparedData,
     extractor: Extractor,
-    choices: Mapping[str, Sequence[Mapping[str, Any]]],
+    points: Mapping[str, Sequence[Point]],
     split: str,
 ) -> dict[str, Any]:
     """What the searched stages stand on: everyone's settings and weights, and the real images."""
-    running = [each.name for each in stages_up_to(cascade, list(choices)[-1])]
+    running = [each.name for each in stages_up_to(cascade, list(points)[-1])]
     references = {}
-    for name in choices:
+    for name in points:
         resolution = cascade.stages[name].config.resolution
         data.split(split).images(resolution)
         references[name] = reference_hash(data, split, resolution, extractor)
     return {
-        "fixed": {name: _fixed(cascade.defaults[name], choices.get(name, [])) for name in running},
+        "fixed": {name: _fixed(cascade.defaults[name], points.get(name, [])) for name in running},
         "weights": {entry.name: entry.sha256 for entry in manifest.stages if entry.name in running},
         "references": references,
     }
 
 
-def _fixed(settings: SamplingConfig, choices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The settings that the search leaves alone. Those it sweeps may differ when it is resumed: it changes them."""
-    swept = {key for choice in choices for key in choice}
-    return {key: value for key, value in settings.identity().items() if key not in swept}
+def _fixed(default: SamplingConfig, points: Sequence[Point]) -> dict[str, Any]:
+    """The settings that the search leaves alone. Those it sweeps may differ when it is resumed: it changes them.
+
+    Where a default mode is not to be had, the mode taken in its place is fixed; the search makes it the default too.
+    """
+    swept = {key for point in points for key in point.swept}
+    if points:
+        taken = points[0].work.settings
+        default = default.model_copy(update={"augmentation": taken.augmentation, "s": taken.s})
+    return {key: value for key, value in default.identity().items() if key not in swept}
 
 
 def evaluations(cascade: Cascade, work: Pass) -> int:

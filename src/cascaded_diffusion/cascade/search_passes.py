@@ -16,12 +16,11 @@ from cascaded_diffusion.cascade.search_store import SearchStore
 from cascaded_diffusion.cascade.walk import in_batches
 from cascaded_diffusion.diffusion.samplers import Step
 from cascaded_diffusion.pixels import to_uint8
-from cascaded_diffusion.precision import autocast
+from cascaded_diffusion.precision import Precision, autocast
 from cascaded_diffusion.ranks import barrier, current_ranks, gather_rows, on_main
 
 __all__ = ["PassMaker", "Precision"]
 
-Precision = Literal["auto", "fp32", "bf16"]
 T = TypeVar("T")
 
 

@@ -192,7 +192,8 @@ class SearchStore:
 
     def load_lower(self, work: Pass, share: range) -> np.ndarray:
         """``carried`` of some of the samples."""
-        return _array(self.lower_path(work), "carried", np.float32)[share.start : share.stop]
+        # A copy, for a view would keep the samples of all processes in memory.
+        return _array(self.lower_path(work), "carried", np.float32)[share.start : share.stop].copy()
 
     def save_images(self, point: Point, images: np.ndarray, labels: np.ndarray) -> None:
         """Keep a point's images in the form of any samples, which ``cdm evaluate`` reads too."""
@@ -200,7 +201,7 @@ class SearchStore:
 
     def load_images(self, point: Point, share: range) -> np.ndarray:
         """Some of a point's images: uint8 (n, R, R, C)."""
-        return _array(self.images_path(point), "arr_0", np.uint8)[share.start : share.stop]
+        return _array(self.images_path(point), "arr_0", np.uint8)[share.start : share.stop].copy()
 
     def score(self, point: Point) -> PointResult | None:
         """A point's score, if it has one."""

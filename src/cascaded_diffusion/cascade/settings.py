@@ -143,6 +143,8 @@ def resolve_settings(
     for name, keys in (requests.more or {}).items():
         if name not in names:
             raise UserError(f"set: no stage {name!r} in use; allowed: {', '.join(names)}")
+        if not isinstance(keys, Mapping):
+            raise UserError(f"set: {keys!r} for {name} is not a mapping of settings")
         for key in ("augmentation", "s"):
             if key in keys:
                 raise UserError(f"set: {name}.{key} has an option of its own; give {key} as that")

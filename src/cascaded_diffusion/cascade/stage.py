@@ -15,12 +15,12 @@ from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.conditioning.augmentation import ConditioningConfig
 from cascaded_diffusion.config import ClassNames, Name, StrictModel, explain
 from cascaded_diffusion.diffusion.denoiser import Diffusion, DiffusionConfig, NetworkCall
-from cascaded_diffusion.diffusion.schedule import Schedule
+from cascaded_diffusion.diffusion.schedule import Schedule, ScheduleConfig
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import read_json, write_json
 from cascaded_diffusion.networks.compiling import CompileChoice, cuda_graphs
 from cascaded_diffusion.networks.unet import NetworkConfig, UNet
-from cascaded_diffusion.precision import autocast, bf16_is_native
+from cascaded_diffusion.precision import autocast, computes_in_bf16
 from cascaded_diffusion.reading.plain import refuse_outside
 from cascaded_diffusion.reading.tensors import TensorFacts, check_fit, read_tensors, without_memory
 from cascaded_diffusion.training.config import TrainingConfig
@@ -209,6 +209,8 @@ def _check_guide(config: StageConfig, guide: StageConfig) -> None:
         for key in ("augmentation", "low_resolution", "low_schedule", "s_max"):
             pairs[f"conditioning.{key}"] = (getattr(config.conditioning, key), getattr(guide.conditioning, key))
     for key, (own, other) in pairs.items():
+        if isinstance(own, ScheduleConfig) and isinstance(other, ScheduleConfig) and own.meaning == other.meaning:
+            continue
         if own != other:
             raise UserError(f"guide: {key} of the guide for {config.name} differs: {other} where the stage has {own}")
 
@@ -277,7 +279,7 @@ class Stage:
         Raises:
             UserError: the weights were rounded to bf16 by :meth:`accelerate`.
         """
-        if self._rounded:
+        if self.is_rounded:
             raise UserError(f"{self.name}: accelerate(precision=bf16) has rounded its weights for good; save it before")
         folder.mkdir(parents=True, exist_ok=True)
         state = {key: value.to(dtype) for key, value in self.network.state_dict().items()}
@@ -304,7 +306,7 @@ class Stage:
         if self.waits_on_host:
             raise UserError(f"accelerate: {self.name} is off-loaded; allowed for a cascade that is on its device whole")
         device = next(self.network.parameters()).device
-        if precision == "bf16" or (precision == "auto" and bf16_is_native(device)):
+        if computes_in_bf16(precision, device):
             for module in self.network.modules():
                 if isinstance(module, nn.Conv2d | nn.Linear):
                     module.to(torch.bfloat16)
@@ -314,7 +316,7 @@ class Stage:
             self.guide.accelerate(compile=compile, precision=precision)
 
     @property
-    def _rounded(self) -> bool:
+    def is_rounded(self) -> bool:
         """Whether weights were rounded to bf16 for good."""
         return any(parameter.dtype == torch.bfloat16 for parameter in self.network.parameters())
 
@@ -359,6 +361,6 @@ class Stage:
     def _run(self, x: Tensor, time: Tensor, **conditions: Any) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         # What is rounded stays so, and may have been by another stage of the same network: a guide's.
-        with autocast("bf16" if self._rounded else self._precision, x.device):
+        with autocast("bf16" if self.is_rounded else self._precision, x.device):
             output: Tensor = (self._call or self.network)(x, time, **conditions)
             return output

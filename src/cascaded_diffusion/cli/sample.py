@@ -217,6 +217,7 @@ def _given(path: Path | None, plan: Plan) -> tuple[np.ndarray | None, list[int] 
 
 def _run(cascade: Cascade, plan: Plan, arguments: dict[str, Any], places: _Places, compiling: CompileChoice) -> None:
     from cascaded_diffusion.cascade.sample_store import batch_store, sampling_request
+    from cascaded_diffusion.precision import settled_precision
     from cascaded_diffusion.ranks import current_ranks, from_main
 
     low_res = arguments["low_res"]
@@ -226,7 +227,8 @@ def _run(cascade: Cascade, plan: Plan, arguments: dict[str, Any], places: _Place
         labels,
         low_res,
         device=cascade.device,
-        **{key: arguments[key] for key in ("seed", "batch_size", "precision")},
+        **{key: arguments[key] for key in ("seed", "batch_size")},
+        precision=settled_precision(arguments["precision"], cascade.device),
         **({} if compiling == "off" else {"compile": compiling}),
     )
     if compiling != "off":

@@ -98,6 +98,8 @@ def _builder(datasets: Any, name: str, subset: str | None, scratch: Path) -> Any
     if path.is_file():
         if path.suffix not in (".parquet", ".arrow"):
             raise UserError(f"hf:{name}: a {path.suffix or 'nameless kind of'} file; give a .parquet file or a folder")
+        if subset is not None:
+            raise UserError(f"hf:{name}: one file has no subsets; leave out the subset {subset!r}")
         return datasets.load_dataset_builder(path.suffix[1:], data_files=str(path), cache_dir=str(scratch))
     if name.startswith((".", "/", "~")) and not path.exists():
         raise UserError(f"hf:{name}: no such file or folder")

@@ -104,6 +104,8 @@ def _lock(descriptor: int, work: Path, out: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise busy from None
+    except OSError:  # files cannot be locked there, as on some network file systems
+        pass
     if not work.exists() or not os.path.samestat(os.fstat(descriptor), work.stat()):
         raise busy  # that run has finished between opening and locking
 

@@ -121,6 +121,12 @@ class ScheduleConfig(StrictModel):
         """Whether every u in [0, 1] is a level of its own."""
         return self.continuous or self.timesteps is None
 
+    @property
+    def meaning(self) -> tuple[object, ...]:
+        """Equal for schedules that are equal, however they are written: with the defaults spelled out or left out."""
+        betas = self.betas if self.kind == "linear" else None
+        return self.kind, self.timesteps, self.is_continuous, betas, self.log_snr_shift
+
     def describe(self) -> str:
         """A few words for messages, such as ``cosine T=4000``."""
         words = [self.kind, "continuous" if self.timesteps is None else f"T={self.timesteps}"]

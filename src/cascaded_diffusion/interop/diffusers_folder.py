@@ -68,6 +68,7 @@ def export_diffusers(cascade: Cascade, out: str | Path) -> list[str]:
     """
     stages = list(cascade.stages.values())
     faults = [f"{stage.name}: a guide; assemble it without" for stage in stages if stage.guide is not None]
+    faults += [f"{stage.name}: weights rounded by accelerate; export it before" for stage in stages if stage.is_rounded]
     faults += [
         f"{stage.name}: {fault}"
         for stage in stages
