@@ -117,6 +117,30 @@ def test_a_folder_takes_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
     assert (tmp_path / "elsewhere" / "kept").exists()
 
 
+@pytest.mark.parametrize("how", ["there", "current", "link"])
+def test_an_empty_folder_is_filled_and_not_replaced(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    inode = folder.stat().st_ino
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(folder)
+    path = {"there": folder, "current": Path("."), "link": tmp_path / "link"}[how]
+    with contextlib.suppress(RuntimeError), new_folder(path) as made:
+        (made / "half").touch()
+        raise RuntimeError
+    (folder / ".partial").mkdir()  # a killed one's
+    (folder / ".partial/half").touch()
+    with new_folder(path) as made:
+        (made / "inner").mkdir()
+        (made / "manifest.json").write_text("{}")
+        assert [entry.name for entry in folder.iterdir()] == [".partial"]
+    assert sorted(entry.name for entry in folder.iterdir()) == ["inner", "manifest.json"]
+    assert folder.stat().st_ino == inode
+    assert {entry.name for entry in tmp_path.iterdir()} == {"folder", "link"}
+    with pytest.raises(UserError, match="not an empty folder"), new_folder(path):
+        pass
+
+
 def test_two_makers_of_one_folder_do_not_mix(tmp_path: Path) -> None:
     with new_folder(tmp_path / "folder") as first:
         with contextlib.suppress(RuntimeError), new_folder(tmp_path / "folder") as second:

@@ -118,9 +118,12 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_INSIDE = ".partial"
+
+
 def refuse_filled(path: Path) -> None:
     """``UserError`` if ``path`` is there already and not an empty folder."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or any(not entry.name.startswith(_INSIDE) for entry in path.iterdir())):
         raise UserError(f"{path}: already there and not an empty folder; choose another name or delete it")
 
 
@@ -128,19 +131,29 @@ def refuse_filled(path: Path) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that takes the name ``path`` when the body is through; nothing is left if it raises.
 
+    An empty folder of that name is filled, not replaced: it may be the current one, a link's target or a mount point,
+    or in a place where nothing else may be written.
+
     Raises:
         UserError: ``path`` is there already and not an empty folder.
     """
     refuse_filled(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, lock = _new_temporary_folder(path)
+    is_there = path.exists()
+    if not is_there:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, lock = _new_temporary_folder(path / _INSIDE if is_there else path.with_name(f".{path.name}.partial"))
     try:
         yield temporary
         temporary.chmod(0o755)
-        if path.exists():
-            path.rmdir()
-        temporary.rename(path)
-        sync_folder(path.parent)
+        if is_there:
+            # Folders first: what makes the whole one of ours is a file beside them.
+            for entry in sorted(temporary.iterdir(), key=lambda entry: (entry.is_file(), entry.name)):
+                entry.rename(path / entry.name)
+            temporary.rmdir()
+            sync_folder(path)
+        else:
+            temporary.rename(path)
+            sync_folder(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -149,14 +162,13 @@ def new_folder(path: Path) -> Iterator[Path]:
             os.close(lock)
 
 
-def _new_temporary_folder(path: Path) -> tuple[Path, int | None]:
-    """An empty folder beside ``path``, under the rules of :func:`_new_temporary`, and what locks it."""
-    temporary = path.with_name(f".{path.name}.partial")
+def _new_temporary_folder(temporary: Path) -> tuple[Path, int | None]:
+    """An empty folder of that name, under the rules of :func:`_new_temporary`, and what locks it."""
     with contextlib.suppress(FileExistsError):
         temporary.mkdir(mode=0o700)
     lock = _hold(temporary, os.O_RDONLY | os.O_DIRECTORY)
     if lock is None:
-        return Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)), None
+        return Path(tempfile.mkdtemp(prefix=f"{temporary.name}.", dir=temporary.parent)), None
     for entry in temporary.iterdir():
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     return temporary, lock

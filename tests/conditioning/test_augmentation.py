@@ -397,7 +397,7 @@ def test_what_is_missing_is_said() -> None:
 @pytest.mark.parametrize("values", [
     {"s_max": 0.0}, {"s_max": 1.1}, {"p_clean": -0.1}, {"p_clean": 1.1}, {"blur_sigma": (0.6, 0.4)},
     {"blur_sigma": (0.0, 0.4)}, {"blur_kernel": 5}, {"blur_probability": 2.0}, {"augmentation": "noise"}, {"smax": 0.5},
-    {"low_resolution": 0}, {"low_resolution": 4097},
+    {"low_resolution": 0}, {"low_resolution": 4097}, {"low_resolution": 1, "augmentation": "blur"},
 ])  # fmt: skip
 def test_configurations_out_of_range_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(values))):

@@ -144,3 +144,9 @@ def test_comparison_marks_the_best_and_drops_what_does_not_fit() -> None:
     assert "200.00 ± 0.50" in lines[2]
     assert max(map(len, lines)) <= 100
     assert lines[0].split()[1:] == [f"fd_{'x' * 20}_{i}" for i in range(3)]
+    # A score that failed for one of them costs its cell alone.
+    rows = {
+        "10": {"fd": Score(1.0, about(), None)},
+        "20": {"fd": Score(2.0, about(), None), "cas": Score(0.5, about(), None)},
+    }
+    assert [line.split()[-1] for line in comparison("images", rows, best="-").splitlines()] == ["cas", "none", "0.5"]

@@ -122,14 +122,14 @@ def test_a_disk_that_fails_for_a_while_costs_nothing(
     log = f"metrics.jsonl: cannot be written ({why}); the line waits for the next"
     assert [message.partition(": /")[0] for message in caplog.messages] == [
         log,
-        f"the preview at 32 images was not written ({why}); the run goes on",
         f"the checkpoint at 32 images was not written ({why}; the checkpoint at 16 images stands, 16 images of "
         "training are not in it); the run goes on",
+        f"the preview at 32 images was not written ({why}); the run goes on",
         log,
         log,
-        f"the preview at 48 images was not written ({why}); the run goes on",
         f"the checkpoint at 48 images was not written ({why}; the checkpoint at 16 images stands, 32 images of "
         "training are not in it); the run goes on",
+        f"the preview at 48 images was not written ({why}); the run goes on",
         log,
     ]
 
@@ -361,13 +361,43 @@ def test_a_preview_that_cannot_be_made_is_left_out(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def failing(*args: object) -> None:
+    def failing(*args: object, **more: object) -> None:
         raise error
 
     monkeypatch.setattr(module, "write_preview", failing)
     train(config, colour_data, tmp_path, device=CPU)
     _assert_ends_well(tmp_path, undisturbed)
     assert caplog.messages[0] == f"the preview at 16 images was not written ({why or error}); the run goes on"
+
+
+def test_a_failure_in_the_first_step_saves_nothing(
+    tmp_path: Path, config: StageConfig, colour_data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Untrained weights would only stand in the way of the same command with a smaller network."""
+
+    def failing(trainer: Trainer, batch: Any) -> Tensor:
+        raise RuntimeError("too large")
+
+    monkeypatch.setattr(Trainer, "losses", failing)
+    with pytest.raises(RuntimeError, match=r"^too large; nothing was trained yet$"):
+        train(config, colour_data, tmp_path, device=CPU)
+    assert checkpoint_folders(tmp_path) == []
+
+
+def test_a_preview_comes_after_the_checkpoint_of_its_moment(
+    tmp_path: Path, config: StageConfig, colour_data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes longest, and a machine that is taken away meanwhile must not cost an interval."""
+    there: list[list[int]] = []
+
+    def looking(run: Path, images: int, *args: object, **more: object) -> None:
+        there.append([images, *(int(folder.name) for folder in checkpoint_folders(run))])
+
+    monkeypatch.setattr(module, "write_preview", looking)
+    often = config.training.model_copy(update={"checkpoint_every": 16, "preview_every": 16})
+    train(config.model_copy(update={"training": often}), colour_data, tmp_path, device=CPU)
+    assert there
+    assert all(images in kept for images, *kept in there)
 
 
 def test_a_users_error_on_the_way_saves_what_there_is(

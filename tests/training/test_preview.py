@@ -58,6 +58,30 @@ def test_without_held_out_images_it_takes_training_images(
     assert len(rows[2][1]) == 40  # no more than there are
 
 
+def test_a_base_draws_as_many_as_asked(
+    random_stage: Callable[..., Stage], base_config: Configure, grey_data: PreparedData
+) -> None:
+    rows, _ = preview_picture(random_stage(base_config(channels=1, classes=None)), grey_data, 60, CPU)
+    assert len(rows[0][1]) == 60
+
+
+def test_a_preview_that_is_stopped_leaves_nothing(
+    tmp_path: Path, random_stage: Callable[..., Stage], base_config: Configure, colour_data: PreparedData
+) -> None:
+    stage = random_stage(base_config(sampling={"steps": 5}))
+    asked: list[int] = []
+
+    def stopped() -> bool:
+        asked.append(1)
+        return len(asked) == 3
+
+    network = stage.network
+    found = write_preview(tmp_path, 8, stage.config, network, network.state_dict(), colour_data, stopped=stopped)
+    assert found is None
+    assert len(asked) == 3
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_preview_is_a_picture_of_the_averaged_weights(
     tmp_path: Path, random_stage: Callable[..., Stage], base_config: Configure, colour_data: PreparedData
 ) -> None:

@@ -189,6 +189,20 @@ def test_a_lock_that_is_a_link_empties_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "precious").read_text() == "content"
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "snapshots", "previews"])
+def test_folders_that_lie_elsewhere_are_neither_written_nor_emptied(
+    name: str, tmp_path: Path, base_config: Configure
+) -> None:
+    other = tmp_path / "other/000000000008"
+    other.mkdir(parents=True)
+    run = tmp_path / "run"
+    open_run(run, base_config(), allow_changes=False)
+    (run / name).symlink_to(tmp_path / "other")
+    with pytest.raises(UserError, match=rf"{name}: a link that leads out of"):
+        open_run(run, base_config(), allow_changes=False)
+    assert other.is_dir()
+
+
 def test_a_lock_that_is_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / ".lock").mkdir()
     with pytest.raises(UserError, match=r"\.lock: a link or folder"), RunLock(tmp_path):

@@ -193,10 +193,21 @@ def test_sizes_are_bounded(tmp_path: Path) -> None:
 
 def test_uploads_cannot_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cascaded_diffusion.ui.guard._LARGEST_STORE", 2000)
-    (tmp_path / "kept").mkdir()
-    (tmp_path / "kept/a.png").write_bytes(b"x" * 1500)
-    assert through(guard(tmp_path), "/gradio_api/upload", "POST", b"x" * 400)[0] == 200
-    assert through(guard(tmp_path), "/gradio_api/upload", "POST", b"x" * 600)[0] == 507
+    now = 1000.0
+    monkeypatch.setattr("cascaded_diffusion.ui.guard.time.monotonic", lambda: now)
+    (tmp_path / "result.png").write_bytes(b"x" * 1500)  # results are no uploads
+    before = guard(tmp_path)
+
+    def uploads(size: int) -> int:
+        status: int = through(before, "/gradio_api/upload", "POST", b"x" * size)[0]
+        return status
+
+    # Nothing is stored here: what an upload announces counts from its beginning, so that many at once are too many.
+    assert [uploads(size) for size in (1500, 400, 600, 100)] == [200, 200, 507, 200]
+    now += 3600
+    assert uploads(600) == 507  # old files are looked for every ten minutes
+    now += 601
+    assert uploads(2000) == 200
 
 
 def test_a_file_from_outside_does_not_reach_the_application(tmp_path: Path) -> None:

@@ -333,6 +333,8 @@ def _judge(asked: _Asked, request: Request) -> tuple[dict[str, Score], dict[str,
 def _tell(asked: _Asked, scores: dict[str, Score], more: dict[str, Any]) -> None:
     from cascaded_diffusion.evaluation.scores import Score, comparison, table, warnings_of, write_scores
 
+    if asked.json is not None:
+        write_scores(asked.json, scores, **more)
     if "checkpoints" in more:
         rows = {
             f"{each['images']:,}": {key: Score.from_json(value) for key, value in each["scores"].items()}
@@ -343,7 +345,6 @@ def _tell(asked: _Asked, scores: dict[str, Score], more: dict[str, Any]) -> None
     for warning in warnings_of(scores):
         typer.echo(f"warning: {warning}", err=True)
     if asked.json is not None:
-        write_scores(asked.json, scores, **more)
         typer.echo(f"{asked.json}: all of this as JSON")
     if asked.request["keep"] is not None:
         typer.echo(f"{asked.request['keep']}: the samples")

@@ -88,6 +88,9 @@ class ConditioningConfig(StrictModel):
     def _check(self) -> Self:
         if self.blur_too and self.augmentation != "gaussian":
             raise ValueError(f"blur_too: true needs augmentation: gaussian, not {self.augmentation}; allowed: false")
+        blurs = self.blur_too or self.augmentation == "blur"
+        if blurs and self.low_resolution is not None and self.low_resolution < 2:
+            raise ValueError(f"low_resolution: {self.low_resolution} pixel cannot be blurred; allowed from 2")
         low, high = self.blur_sigma
         if low > high:
             raise ValueError(f"blur_sigma: [{low:g}, {high:g}] is not a range; allowed: lowest first")

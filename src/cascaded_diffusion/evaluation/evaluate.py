@@ -120,7 +120,7 @@ def evaluate_images(
     if "cas" in wanted:
         try:
             found["cas"] = _classification_accuracy(evidence, cas or CasConfig())
-        except (UserError, RuntimeError, MemoryError) as error:
+        except (ValueError, RuntimeError, MemoryError, OSError) as error:
             if not found:
                 raise
             _LOG.warning("cas was not measured (%s); the other scores stand", " ".join(str(error).split()))

@@ -292,10 +292,13 @@ def table(scores: Mapping[str, Score]) -> str:
 
 def comparison(what: str, rows: Mapping[str, Mapping[str, Score]], *, best: str) -> str:
     """Several sets of scores side by side, as far as 100 columns reach; the row ``best`` is marked."""
-    keys = list(next(iter(rows.values())))
+    keys = list(dict.fromkeys(key for row in rows.values() for key in row))
     lines = []
     while keys:
-        cells = [[what, *keys], *([name, *(_figure(row[key]) for key in keys)] for name, row in rows.items())]
+        cells = [
+            [what, *keys],
+            *([name, *(_figure(row[key]) if key in row else "none" for key in keys)] for name, row in rows.items()),
+        ]
         lines = _columns(cells, left=())
         if max(map(len, lines)) <= WIDTH - len(_MARK):
             break

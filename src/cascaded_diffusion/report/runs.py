@@ -96,6 +96,7 @@ def _previews(folder: Path) -> list[tuple[int, bytes]]:
         chosen = [len(paths) - 1]
     found = []
     for path in (paths[i] for i in chosen):
+        refuse_outside(folder, path)
         content = read_bytes(path, _LARGEST_PREVIEW)
         check_png(content, path)
         found.append((int(path.stem), content))

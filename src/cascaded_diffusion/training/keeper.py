@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +85,11 @@ class Keeper:
             except OSError as error:
                 _LOG.warning("metrics.jsonl: cannot be written (%s); the line waits for the next", reason(error))
 
-    def preview(self) -> None:
-        """Sample with the averaged weights and write the picture; every process must ask for it."""
+    def preview(self, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Sample with the averaged weights and write the picture; every process must ask for it.
+
+        It is left out once ``stopped``, which is asked after every sampling step.
+        """
         state, memory = self._state, None
         found = state.for_preview()
         if self._log is None or found is None:
@@ -94,8 +97,9 @@ class Keeper:
         network, weights = found
         try:
             self._check()
-            path = write_preview(self._run, state.images, state.config, network, weights, self._data)
-            self._log.picture(state.images, path)
+            path = write_preview(self._run, state.images, state.config, network, weights, self._data, stopped=stopped)
+            if path is not None:
+                self._log.picture(state.images, path)
         except OSError as error:
             self._missed("preview", reason(error))
         except UserError as error:  # the data, which training holds open, are gone or damaged in their place
@@ -227,6 +231,8 @@ class Keeper:
         """After a failure, and without the help of other processes: save what is not saved, and say what stands."""
         if self._log is None:
             return "rank 0 saves what there is"
+        if self._state.images == 0:
+            return "nothing was trained yet"
         try:
             if self.saved_images != self._state.images:
                 if self._state.sharded:

@@ -168,13 +168,13 @@ def _run(
             metrics = trainer.metrics(window)
             keeper.log(metrics)
             window = Window(trainer.device)
-        if trainer.crossed(training.preview_every):
-            keeper.preview()
         if training.power_ema and trainer.crossed(training.snapshot_every or training.checkpoint_every):
             keeper.snapshot()
         if trainer.crossed(training.checkpoint_every):
             trainer.check_ranks_agree()
             keeper.checkpoint()
+        if trainer.crossed(training.preview_every):  # last, for it takes longest, and a signal ends it
+            keeper.preview(lambda: end.interrupt.received is not None)
         if watch is not None:
             watch(Progress(state.images, target, metrics))
         stopped = end.agreed() or end.late

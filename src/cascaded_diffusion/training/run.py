@@ -179,6 +179,8 @@ def open_run(run: Path, config: StageConfig, *, allow_changes: bool) -> Opened:
     path = run / CONFIG_FILE
     wanted = config.model_dump(mode="json")
     refuse_foreign(run)
+    # What is written and deleted there is this run's, wherever it may have come from.
+    refuse_outside(run, *(run / name for name in ("checkpoints", "snapshots", "previews")))
     if not path.exists():
         write_json(path, wanted)
         sync_folder(run.absolute().parent)

@@ -41,7 +41,8 @@ def is_length(ema: str) -> bool:
 def _folders(run: Path) -> list[Path]:
     parent = run / FOLDER
     found = parent.iterdir() if parent.is_dir() else ()
-    return sorted(path for path in found if re.fullmatch(r"[0-9]{1,18}", path.name) and path.is_dir())
+    ours = (path for path in found if re.fullmatch(r"[0-9]{1,18}", path.name))
+    return sorted(path for path in ours if path.is_dir() and not path.is_symlink())
 
 
 def write_snapshot(run: Path, images: int, averages: Mapping[str, Mapping[str, Tensor]]) -> None:

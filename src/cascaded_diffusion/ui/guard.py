@@ -8,13 +8,25 @@ only the few routes of the page pass, in their own form, from the page's own add
 from __future__ import annotations
 
 import json
+import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-__all__ = ["Entry", "Guard", "RefusedError", "check_call", "check_file", "check_origin", "check_route"]
+__all__ = [
+    "KEPT_SECONDS",
+    "SWEEP_SECONDS",
+    "Entry",
+    "Guard",
+    "RefusedError",
+    "check_call",
+    "check_file",
+    "check_origin",
+    "check_route",
+]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -37,6 +49,8 @@ _RUN, _JOIN, _UPLOAD = f"{_API}/run/predict", f"{_API}/queue/join", f"{_API}/upl
 _POSTED = (_RUN, _JOIN, _UPLOAD, f"{_API}/cancel", f"{_API}/reset")
 _LARGEST_CALL = 2**20
 _LARGEST_STORE = 256 * 2**20
+SWEEP_SECONDS, KEPT_SECONDS = 600, 3600
+"""How often old uploads and results are deleted, and how old they get."""
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _HEADERS = (
     # The browser itself keeps the page from asking anybody else.
@@ -174,6 +188,7 @@ class Guard:
         self._app, self._entries, self._loopback = app, entries, loopback
         self._folder, self._uploads = folder.resolve(), uploads.resolve()
         self._largest_upload = largest_upload
+        self._accepted: deque[tuple[float, int]] = deque()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or let it pass."""
@@ -212,12 +227,17 @@ class Guard:
             raise RefusedError(411, "a request with content must say its length")
         if int(length) > limit:
             raise RefusedError(413, f"too large; allowed: {limit / 2**20:.0f} MB")
-        if fill and _stored(self._uploads) + int(length) > _LARGEST_STORE:
+        if fill:
+            self._make_room(int(length))
+
+    def _make_room(self, length: int) -> None:
+        """Count an upload by what it announces, from its beginning: several at once must not slip through together."""
+        now = time.monotonic()
+        while self._accepted and now - self._accepted[0][0] > KEPT_SECONDS + SWEEP_SECONDS:
+            self._accepted.popleft()
+        if sum(size for _, size in self._accepted) + length > _LARGEST_STORE:
             raise RefusedError(507, "too many uploads are kept here; they go after an hour")
-
-
-def _stored(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        self._accepted.append((now, length))
 
 
 async def _whole_body(receive: Receive, limit: int) -> bytes:

@@ -10,6 +10,7 @@ import gradio as gr
 
 from cascaded_diffusion.ui import view
 from cascaded_diffusion.ui.controls import QUIET, stage_controls, what_controls
+from cascaded_diffusion.ui.guard import KEPT_SECONDS, SWEEP_SECONDS
 from cascaded_diffusion.ui.studio import Frame, Studio
 from cascaded_diffusion.ui.tabs import Tab, Tabs, build_tabs
 
@@ -43,7 +44,7 @@ def theme() -> gr.themes.Base:
 def build_page(studio: Studio, title: str) -> gr.Blocks:
     """The page about a studio's cascade; it is not served yet."""
     limits = studio.limits
-    page = gr.Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=(600, 3600))
+    page = gr.Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=(SWEEP_SECONDS, KEPT_SECONDS))
     with page:
         gr.HTML(view.headline(title, limits, studio.channels), padding=False)
         with gr.Column(elem_id="cdm-layout"):
