@@ -237,6 +237,15 @@ def test_the_oldest_pages_are_forgotten(studio_of: StudioOf, plain: Path) -> Non
     assert studio.session("0") is not first
 
 
+def test_pages_that_others_open_stop_no_run(studio_of: StudioOf, values_of: Values, ended: Ended, plain: Path) -> None:
+    studio = studio_of(plain)
+    frames = studio.sample("a", values_of(studio.limits))
+    next(frames)
+    for i in range(70):
+        studio.session(str(i))
+    assert "done in" in ended(frames).status
+
+
 def test_a_failure_is_told_in_one_line(
     studio_of: StudioOf, values_of: Values, ended: Ended, plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

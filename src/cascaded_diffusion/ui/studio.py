@@ -103,11 +103,12 @@ class Studio:
         return next(iter(self.engine.cascade.stages.values())).config.channels
 
     def session(self, key: str) -> _Session:
-        """The session of that key; the oldest one goes when there are too many."""
+        """The session of that key; of too many the oldest one goes, and before it those that run nothing."""
         if key not in self._sessions:
             self._sessions[key] = _Session(self._results / secrets.token_hex(16))
             while len(self._sessions) > _MOST_SESSIONS:
-                self.leave(next(iter(self._sessions)))
+                others = [other for other in self._sessions if other != key]
+                self.leave(next((other for other in others if not self._sessions[other].runs), others[0]))
         self._sessions.move_to_end(key)
         return self._sessions[key]
 
