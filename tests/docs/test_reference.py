@@ -159,5 +159,5 @@ def test_every_public_name_has_its_place() -> None:
 def test_of_a_configuration_only_the_methods_are_shown_with_a_link_to_its_fields() -> None:
     page = interface.room_page("diffusion")
     part = page[page.index("schedule.ScheduleConfig") :]
-    assert "members: ['betas', 'is_continuous', 'describe']" in part
+    assert "members: ['betas', 'is_continuous', 'meaning', 'describe']" in part
     assert "(../recipes.md#ScheduleConfig)" in part
