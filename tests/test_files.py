@@ -141,6 +141,12 @@ def test_an_empty_folder_is_filled_and_not_replaced(how: str, tmp_path: Path, mo
         pass
 
 
+def test_an_empty_folder_that_another_fills_meanwhile_is_left_to_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not an empty folder"), new_folder(tmp_path):
+        (tmp_path / "manifest.json").write_text("another's")
+    assert [(entry.name, entry.read_text()) for entry in tmp_path.iterdir()] == [("manifest.json", "another's")]
+
+
 def test_two_makers_of_one_folder_do_not_mix(tmp_path: Path) -> None:
     with new_folder(tmp_path / "folder") as first:
         with contextlib.suppress(RuntimeError), new_folder(tmp_path / "folder") as second:

@@ -19,6 +19,7 @@ from cascaded_diffusion.reading.plain import open_file
 
 __all__ = [
     "atomic_write",
+    "is_held",
     "new_folder",
     "open_as_usual",
     "read_json",
@@ -118,6 +119,20 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_held(descriptor: int) -> bool:
+    """Lock an open file or folder for this process, and say whether another holds it.
+
+    Where nothing can be locked, as on some network file systems, nobody is known to hold it.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 _INSIDE = ".partial"
 
 
@@ -144,14 +159,15 @@ def new_folder(path: Path) -> Iterator[Path]:
     temporary, lock = _new_temporary_folder(path / _INSIDE if is_there else path.with_name(f".{path.name}.partial"))
     try:
         yield temporary
-        temporary.chmod(0o755)
         if is_there:
+            refuse_filled(path)  # another process may have filled it meanwhile
             # Folders first: what makes the whole one of ours is a file beside them.
             for entry in sorted(temporary.iterdir(), key=lambda entry: (entry.is_file(), entry.name)):
                 entry.rename(path / entry.name)
             temporary.rmdir()
             sync_folder(path)
         else:
+            temporary.chmod(0o755)
             temporary.rename(path)
             sync_folder(path.parent)
     except BaseException:

@@ -151,7 +151,7 @@ def test_a_place_without_locks_is_sampled_to(tmp_path: Path, monkeypatch: pytest
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr("cascaded_diffusion.cascade.sample_store.fcntl.flock", refuse)
+    monkeypatch.setattr("cascaded_diffusion.files.fcntl.flock", refuse)
     out = tmp_path / "samples.npz"
     _interrupted(out)
     with batch_store(out, REQUEST) as store:

@@ -39,10 +39,12 @@ def stage_denoiser(
         raise ValueError(f"{stage.name} has no guide")
     worse = None if guide is None or settings.guide == 1 else guide.network_call(labels=labels, low_res=low_res, s=s)
 
+    def acts(level: Level) -> bool:
+        return settings.guided_at(sigma_of(level.alpha_bar))
+
     def predict(x: Tensor, level: Level) -> tuple[Tensor, Tensor | None]:
-        acts = settings.guided_at(sigma_of(level.alpha_bar))
-        x0, variance = stage.diffusion.predict(guided if acts else plain, x, level)
-        if acts and guide is not None and worse is not None:
+        x0, variance = stage.diffusion.predict(guided if acts(level) else plain, x, level)
+        if acts(level) and guide is not None and worse is not None:
             other, _ = guide.diffusion.predict(worse, x, level)
             x0 = other + settings.guide * (x0 - other)
         return x0, variance
@@ -50,6 +52,6 @@ def stage_denoiser(
     clipped = clipped_denoiser(predict, clip=settings.clip, percentile=settings.dynamic_threshold)
 
     def denoise(x: Tensor, level: Level) -> Prediction:
-        return clipped(x, level)._replace(guided=settings.guided_at(sigma_of(level.alpha_bar)))
+        return clipped(x, level)._replace(guided=acts(level))
 
     return denoise

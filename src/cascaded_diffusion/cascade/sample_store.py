@@ -8,7 +8,6 @@ The processes of one launch share the folder; rank 0 makes and removes it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -26,7 +25,7 @@ from torch import nn
 from cascaded_diffusion.cascade.stage import Stage
 from cascaded_diffusion.cascade.walk import Plan
 from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.files import atomic_write, read_json, write_json
+from cascaded_diffusion.files import atomic_write, is_held, read_json, write_json
 from cascaded_diffusion.ranks import from_main
 from cascaded_diffusion.samples import to_rgb
 from cascaded_diffusion.version import VERSION
@@ -131,7 +130,7 @@ class BatchStore:
     def lacking(self, batches: Sequence[range]) -> list[range]:
         """Those of the ``batches`` that are not kept, neither as they are nor in batches of other sizes."""
         kept = self.ranges()
-        return [batch for batch in batches if not _covers(kept, batch)]
+        return [batch for batch in batches if _pieces(kept, batch)[1] < batch.stop]
 
     def load(self, start: int, stop: int) -> dict[str, np.ndarray] | None:
         """Images ``start`` to ``stop`` - 1 of every stage, uint8 (n, R, R, C), or ``None`` if they are to be made.
@@ -140,18 +139,15 @@ class BatchStore:
         """
         if self._path(start, stop).exists():
             return self.read(start, stop)
-        kept = self.ranges()
-        if not _covers(kept, range(start, stop)):
+        pieces, end = _pieces(self.ranges(), range(start, stop))
+        if end < stop:
             return None
         parts: list[dict[str, np.ndarray]] = []
-        here = start
-        for first, last in kept:
-            if first <= here < min(last, stop):
-                found = self.read(first, last)
-                if found is None:
-                    return None
-                parts.append({name: images[here - first : stop - first] for name, images in found.items()})
-                here = last
+        for first, last, had in pieces:
+            found = self.read(first, last)
+            if found is None:
+                return None
+            parts.append({name: images[had : stop - first] for name, images in found.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in self._stages}
 
     def read(self, start: int, stop: int) -> dict[str, np.ndarray] | None:
@@ -181,13 +177,17 @@ class BatchStore:
         self.saved += stop - start
 
 
-def _covers(kept: Sequence[tuple[int, int]], wanted: range) -> bool:
-    """Whether every sample of ``wanted`` is in one of the kept ranges, which are in order."""
-    here = wanted.start
+def _pieces(kept: Sequence[tuple[int, int]], wanted: range) -> tuple[list[tuple[int, int, int]], int]:
+    """The kept ranges, which are in order, that make up ``wanted``, and how far they reach without a gap.
+
+    Each as (start, stop, images at its start that are not wanted or that an earlier one had).
+    """
+    here, found = wanted.start, []
     for start, stop in kept:
-        if start <= here < stop:
+        if start <= here < min(stop, wanted.stop):
+            found.append((start, stop, here - start))
             here = stop
-    return here >= wanted.stop
+    return found, here
 
 
 class KeptImages:
@@ -211,17 +211,12 @@ class KeptImages:
             )
         return to_rgb(found[self._stage]) if self._rgb else found[self._stage]
 
-    def _parts(self) -> Iterator[tuple[int, int, int]]:
+    def _parts(self) -> list[tuple[int, int, int]]:
         """Kept ranges that make up the whole, as (start, stop, images at its start that an earlier one had)."""
-        here = 0
-        for start, stop in self._store.ranges():
-            if start > here:
-                break
-            if stop > here:
-                yield start, stop, here - start
-                here = stop
-        if here != len(self):
-            raise RuntimeError(f"image {here} is not among those that are kept; the same command makes it again")
+        pieces, end = _pieces(self._store.ranges(), range(len(self)))
+        if end != len(self):
+            raise RuntimeError(f"image {end} is not among those that are kept; the same command makes it again")
+        return pieces
 
     def __len__(self) -> int:
         return int(self.shape[0])
@@ -262,12 +257,8 @@ def _own_store(out: Path, request: Mapping[str, Any]) -> Iterator[BatchStore]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{out}: another process is sampling to it at this moment") from None
-        except OSError:  # files cannot be locked there, as on some network file systems
-            pass
+        if is_held(lock):
+            raise UserError(f"{out}: another process is sampling to it at this moment")
         asked = _asked(folder)
         store = BatchStore(folder, list(request["stages"]), resumed=asked == request)
         if not store.resumed:

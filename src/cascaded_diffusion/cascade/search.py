@@ -29,7 +29,7 @@ from cascaded_diffusion.cascade.find import find_cascade, packaged_cascades
 from cascaded_diffusion.cascade.generate import stage_evaluations
 from cascaded_diffusion.cascade.manifest import CascadeManifest
 from cascaded_diffusion.cascade.sampling import SamplingConfig
-from cascaded_diffusion.cascade.search_passes import PassMaker, Precision
+from cascaded_diffusion.cascade.search_passes import PassMaker
 from cascaded_diffusion.cascade.search_plot import curves
 from cascaded_diffusion.cascade.search_points import Pass, Point, count_passes, points_of, stages_up_to
 from cascaded_diffusion.cascade.search_store import PointResult, SearchRecord, SearchRequest, SearchStore, StageResult
@@ -43,7 +43,7 @@ from cascaded_diffusion.evaluation.reference import Reference, reference, refere
 from cascaded_diffusion.evaluation.statistics import FeatureStatistics
 from cascaded_diffusion.files import atomic_write
 from cascaded_diffusion.networks.compiling import CompileChoice
-from cascaded_diffusion.precision import settled_precision
+from cascaded_diffusion.precision import Precision, settled_precision
 from cascaded_diffusion.ranks import current_ranks, from_main, gather_rows, on_main
 from cascaded_diffusion.version import VERSION
 

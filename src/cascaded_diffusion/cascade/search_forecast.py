@@ -12,10 +12,9 @@ import torch
 from cascaded_diffusion.cascade.chain import Cascade
 from cascaded_diffusion.cascade.generate import stage_passes
 from cascaded_diffusion.cascade.search import Search, evaluations
-from cascaded_diffusion.cascade.search_passes import Precision
 from cascaded_diffusion.cascade.search_points import Pass, Point, count_passes
 from cascaded_diffusion.cascade.search_store import SearchStore
-from cascaded_diffusion.precision import autocast
+from cascaded_diffusion.precision import Precision, autocast
 from cascaded_diffusion.ranks import current_ranks
 
 __all__ = ["Forecast", "forecast"]

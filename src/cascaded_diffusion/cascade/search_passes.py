@@ -19,7 +19,7 @@ from cascaded_diffusion.pixels import to_uint8
 from cascaded_diffusion.precision import Precision, autocast
 from cascaded_diffusion.ranks import barrier, current_ranks, gather_rows, on_main
 
-__all__ = ["PassMaker", "Precision"]
+__all__ = ["PassMaker"]
 
 T = TypeVar("T")
 

@@ -144,7 +144,7 @@ def resolve_settings(
         if name not in names:
             raise UserError(f"set: no stage {name!r} in use; allowed: {', '.join(names)}")
         if not isinstance(keys, Mapping):
-            raise UserError(f"set: {keys!r} for {name} is not a mapping of settings")
+            raise UserError(f"set: {keys!r} for {name} is not a mapping; allowed: settings such as {{'start': 0.6}}")
         for key in ("augmentation", "s"):
             if key in keys:
                 raise UserError(f"set: {name}.{key} has an option of its own; give {key} as that")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 from cascaded_diffusion.data.manifest import Manifest, Request
 from cascaded_diffusion.data.options import Options
 from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.files import sync_folder
+from cascaded_diffusion.files import is_held, sync_folder
 
 __all__ = ["finished_manifest", "free_space_check", "workspace"]
 
@@ -100,12 +99,8 @@ def _check_target(out: Path, target: Path, source: Path | None) -> None:
 
 def _lock(descriptor: int, work: Path, out: Path) -> None:
     busy = UserError(f"{out}: another cdm prepare is writing it at this moment")
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise busy from None
-    except OSError:  # files cannot be locked there, as on some network file systems
-        pass
+    if is_held(descriptor):
+        raise busy
     if not work.exists() or not os.path.samestat(os.fstat(descriptor), work.stat()):
         raise busy  # that run has finished between opening and locking
 

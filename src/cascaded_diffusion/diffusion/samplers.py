@@ -220,8 +220,7 @@ def dpmpp_2m(
         x0 = prediction.x0
         h = _log_snr_half(s) - _log_snr_half(t)
         estimate = x0
-        alike = previous is not None and previous.guided == prediction.guided
-        if previous is not None and alike and h <= _LONGEST_LOOK_AHEAD * h_previous:
+        if previous is not None and previous.guided == prediction.guided and h <= _LONGEST_LOOK_AHEAD * h_previous:
             estimate = x0 + 0.5 * h / h_previous * (x0 - previous.x0)
         ratio = math.sqrt((1 - s.alpha_bar) / (1 - t.alpha_bar))
         x = ratio * x - math.sqrt(s.alpha_bar) * math.expm1(-h) * estimate
