@@ -400,6 +400,18 @@ def test_a_preview_comes_after_the_checkpoint_of_its_moment(
     assert all(images in kept for images, *kept in there)
 
 
+def test_a_preview_that_was_left_out_is_drawn_when_the_run_goes_on(
+    tmp_path: Path, config: StageConfig, colour_data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill between a checkpoint and the preview of its moment must not cost the preview."""
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "write_preview", lambda *args, **more: None)
+        train(config, colour_data, tmp_path, device=CPU, max_images=32)
+    assert not (tmp_path / "previews").exists()
+    train(config, colour_data, tmp_path, device=CPU, max_images=40)
+    assert [path.name for path in (tmp_path / "previews").iterdir()] == ["000000000032.png"]
+
+
 def test_a_users_error_on_the_way_saves_what_there_is(
     tmp_path: Path, config: StageConfig, colour_data: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:

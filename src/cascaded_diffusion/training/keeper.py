@@ -14,7 +14,7 @@ from cascaded_diffusion.files import reason
 from cascaded_diffusion.memory import is_out_of_memory, release_cached
 from cascaded_diffusion.ranks import current_ranks, from_main, on_main
 from cascaded_diffusion.training.checkpoint import Whole, prune
-from cascaded_diffusion.training.preview import write_preview
+from cascaded_diffusion.training.preview import preview_path, write_preview
 from cascaded_diffusion.training.run import Opened, RunLock, data_hash, open_run, refuse_foreign, take_over
 from cascaded_diffusion.training.snapshots import write_snapshot
 from cascaded_diffusion.training.state import Parts, TrainingState
@@ -111,6 +111,10 @@ class Keeper:
         if memory is not None:
             release_cached()
             self._missed("preview", memory)
+
+    def lacks_preview(self) -> bool:
+        """Whether there is no preview of this moment, the same on every process, each of which must ask."""
+        return on_main(not preview_path(self._run, self._state.images).exists())
 
     def checkpoint(self) -> None:
         """Write a checkpoint; every process must ask for it.

@@ -155,6 +155,13 @@ def _run(
 ) -> None:
     training, state = trainer.config.training, trainer.state
     window = Window(trainer.device)
+
+    def preview() -> None:
+        if trainer.crossed(training.preview_every):
+            keeper.preview(lambda: end.interrupt.received is not None)
+
+    if state.images and keeper.lacks_preview():
+        preview()  # what stopped the run may have come between its checkpoint and this
     # The time is asked for after a step, not before: a run that is given little time again and again still gets on.
     stopped = end.agreed()
     while state.images < target and not stopped:
@@ -173,8 +180,7 @@ def _run(
         if trainer.crossed(training.checkpoint_every):
             trainer.check_ranks_agree()
             keeper.checkpoint()
-        if trainer.crossed(training.preview_every):  # last, for it takes longest, and a signal ends it
-            keeper.preview(lambda: end.interrupt.received is not None)
+        preview()  # last, for it takes longest, and a signal ends it
         if watch is not None:
             watch(Progress(state.images, target, metrics))
         stopped = end.agreed() or end.late

@@ -20,7 +20,7 @@ from cascaded_diffusion.networks.unet import UNet
 from cascaded_diffusion.pixels import to_float, to_uint8
 from cascaded_diffusion.precision import autocast
 
-__all__ = ["preview_picture", "stage_from_weights", "write_preview"]
+__all__ = ["preview_path", "preview_picture", "stage_from_weights", "write_preview"]
 
 
 def stage_from_weights(config: StageConfig, network: nn.Module, weights: Mapping[str, Tensor]) -> Stage:
@@ -68,6 +68,11 @@ def preview_picture(
     return rows, f"{settings.sampler}, {settings.steps} steps, s={settings.s:g}"
 
 
+def preview_path(run: Path, images: int) -> Path:
+    """Where the preview after so many images is kept."""
+    return run / "previews" / f"{images:012d}.png"
+
+
 class _StoppedError(Exception):
     """The preview is not worth waiting for any more."""
 
@@ -95,7 +100,7 @@ def write_preview(
             rows, words = preview_picture(stage, data, config.training.preview_count, device, ask)
     except _StoppedError:
         return None
-    path = run / "previews" / f"{images:012d}.png"
+    path = preview_path(run, images)
     scale = max(1, 64 // config.resolution)
     save_png(labelled_grid(rows, title=f"{config.name} after {images:,} images: {words}", scale=scale), path)
     return path
