@@ -7,7 +7,7 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from cascaded_diffusion.cascade.stage import Stage
 from cascaded_diffusion.cascade.walk import CascadeStep, Keeper, Plan, Watch, sample_batches
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.networks.compiling import CompileChoice
-from cascaded_diffusion.precision import autocast
+from cascaded_diffusion.precision import Precision, autocast
 
 __all__ = ["Cascade", "CascadeStep", "Plan"]
 
@@ -201,9 +201,7 @@ class Cascade:
             stage.to(device)
         return self
 
-    def accelerate(
-        self, *, compile: CompileChoice = "auto", precision: Literal["auto", "fp32", "bf16"] = "fp32"
-    ) -> Self:
+    def accelerate(self, *, compile: CompileChoice = "auto", precision: Precision = "fp32") -> Self:
         """Make sampling faster on the device that the stages are on: :meth:`Stage.accelerate` for each of them."""
         for stage in self.stages.values():
             stage.accelerate(compile=compile, precision=precision)
@@ -292,7 +290,7 @@ class Cascade:
         until: str | None = None,
         return_stages: bool = False,
         callback: Watch | None = None,
-        precision: Literal["auto", "fp32", "bf16"] = "fp32",
+        precision: Precision = "fp32",
         first: int = 0,
         keep: Keeper | None = None,
         collect: bool = True,

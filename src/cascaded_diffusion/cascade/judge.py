@@ -30,7 +30,7 @@ from cascaded_diffusion.evaluation.request import DEFAULT_METRICS, Subject, chec
 from cascaded_diffusion.evaluation.scores import Origin, Score
 from cascaded_diffusion.files import sha256_of
 from cascaded_diffusion.networks.compiling import CompileChoice
-from cascaded_diffusion.precision import autocast, settled_precision
+from cascaded_diffusion.precision import Precision, autocast, settled_precision
 from cascaded_diffusion.randomness import permutation
 from cascaded_diffusion.ranks import current_ranks, from_main, gather_rows
 from cascaded_diffusion.samples import write_npz
@@ -88,7 +88,7 @@ class Request:
     num: int | None = None
     seed: int = 0
     batch_size: int | Literal["auto"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     compile: CompileChoice = "off"
     cas: CasConfig | None = None
     choices: Mapping[str, Any] = field(default_factory=dict)

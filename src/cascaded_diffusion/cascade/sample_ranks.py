@@ -7,7 +7,6 @@ another number of processes takes up what one has left.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from cascaded_diffusion.cascade.batching import BatchSizes, block_size
 from cascaded_diffusion.cascade.offload import OffloadedStages
 from cascaded_diffusion.cascade.sample_store import BatchStore
 from cascaded_diffusion.cascade.walk import Plan, Watch, sample_batches
-from cascaded_diffusion.precision import autocast
+from cascaded_diffusion.precision import Precision, autocast
 from cascaded_diffusion.ranks import Ranks, barrier, current_ranks, on_main
 
 __all__ = ["fill_store", "runs_of"]
@@ -54,7 +53,7 @@ def fill_store(
     *,
     seed: int,
     batch_size: BatchSizes,
-    precision: Literal["auto", "fp32", "bf16"],
+    precision: Precision,
     device: torch.device,
     watch: Callable[[int], Watch] | None = None,
     offloaded: OffloadedStages | None = None,

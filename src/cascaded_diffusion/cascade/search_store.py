@@ -24,6 +24,7 @@ from cascaded_diffusion.config import Facts, Hashes, Name, StrictModel, Words, e
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import atomic_write, read_json, write_json
 from cascaded_diffusion.networks.compiling import CompileChoice
+from cascaded_diffusion.precision import Precision
 from cascaded_diffusion.reading.archive import read_npz
 from cascaded_diffusion.samples import write_npz
 
@@ -65,7 +66,7 @@ class SearchRequest(StrictModel):
     features: Words = Field(description="Name of the features.")
     features_hash: Name = Field(description="SHA-256 of what computes them.")
     references: Hashes = Field(description="Searched stage to the hash of its real images' statistics.")
-    precision: Literal["auto", "fp32", "bf16"] = Field(description="Arithmetic of the networks.")
+    precision: Precision = Field(description="Arithmetic of the networks.")
     compile: CompileChoice = Field(default="off", description="Whether sampling goes through torch.compile.")
 
 

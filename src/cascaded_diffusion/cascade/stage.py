@@ -20,7 +20,7 @@ from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import read_json, write_json
 from cascaded_diffusion.networks.compiling import CompileChoice, cuda_graphs
 from cascaded_diffusion.networks.unet import NetworkConfig, UNet
-from cascaded_diffusion.precision import autocast, computes_in_bf16
+from cascaded_diffusion.precision import Precision, autocast, computes_in_bf16
 from cascaded_diffusion.reading.plain import refuse_outside
 from cascaded_diffusion.reading.tensors import TensorFacts, check_fit, read_tensors, without_memory
 from cascaded_diffusion.training.config import TrainingConfig
@@ -232,7 +232,7 @@ class Stage:
         self.network = network.eval().requires_grad_(False)
         self._call: Callable[..., Tensor] | None = None
         self.waits_on_host = False
-        self._precision: Literal["auto", "fp32", "bf16"] = "fp32"
+        self._precision: Precision = "fp32"
         self.diffusion = Diffusion(config.diffusion)
         conditioning = config.conditioning
         schedule = conditioning.low_schedule if conditioning is not None else None
@@ -288,9 +288,7 @@ class Stage:
         if self.guide is not None:
             self.guide.save(folder / GUIDE_FOLDER, dtype=dtype)
 
-    def accelerate(
-        self, *, compile: CompileChoice = "auto", precision: Literal["auto", "fp32", "bf16"] = "fp32"
-    ) -> None:
+    def accelerate(self, *, compile: CompileChoice = "auto", precision: Precision = "fp32") -> None:
         """Make sampling faster, on the device that the network is on now; its samples change by rounding.
 
         It goes for the guide too.

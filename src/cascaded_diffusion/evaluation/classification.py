@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from cascaded_diffusion.config import StrictModel
 from cascaded_diffusion.data.packed import ImageRows
 from cascaded_diffusion.evaluation.classifier import Classifier, ClassifierConfig, default_architecture
-from cascaded_diffusion.precision import autocast
+from cascaded_diffusion.precision import Precision, autocast
 from cascaded_diffusion.randomness import derive_seed, permutation, random_words
 
 __all__ = ["ClassifierTraining", "config_for", "predict", "train_classifier"]
@@ -45,7 +44,7 @@ class ClassifierTraining(StrictModel):
     shift: float = Field(default=1 / 16, ge=0, lt=0.5, description="Largest shift, as a share of the side.")
     flip: bool = Field(default=True, description="Mirror half of the images.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Of the initial weights, the order, shifts and flips.")
-    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="As in a stage's training.")
+    precision: Precision = Field(default="auto", description="As in a stage's training.")
 
     def rate(self, seen: int) -> float:
         """Learning rate after ``seen`` images: linear rise, then a half cosine down to zero."""

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from cascaded_diffusion.config import StrictModel
+from cascaded_diffusion.precision import Precision
 from cascaded_diffusion.training.power_ema import WIDEST
 
 __all__ = ["TrainingConfig"]
@@ -96,7 +97,7 @@ class TrainingConfig(StrictModel):
         description="Probability of each geometric augmentation (scale, rotation, stretch, shift; a flip has half of "
         "it), which the network is told and never sampled with (EDM, 2206.00364, appendix F.2).",
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: Precision = Field(
         default="auto", description="auto: bf16 autocast where the hardware computes in it, else fp32."
     )
     fast_path: bool = Field(
