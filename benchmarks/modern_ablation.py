@@ -30,11 +30,11 @@ from modern_arms import ARMS, SIZES, Arm, Size, recipe_of
 from cascaded_diffusion import Cascade, CasConfig, PreparedData, read_metrics, train
 from cascaded_diffusion.cascade.guides import GuidePart, add_guides, default_sampling
 from cascaded_diffusion.cascade.judge import Request, judge_cascade, judge_samples
-from cascaded_diffusion.cascade.pictures import labelled_grid
 from cascaded_diffusion.evaluation.features import Extractor, load_extractor
 from cascaded_diffusion.evaluation.scores import Score
 from cascaded_diffusion.files import atomic_write, read_json, write_json
 from cascaded_diffusion.networks.cost import cost
+from cascaded_diffusion.pictures import labelled_grid
 from cascaded_diffusion.precision import pick_device
 from cascaded_diffusion.recipes.recipe import stage_config
 from cascaded_diffusion.training.checkpoint import checkpoint_folders

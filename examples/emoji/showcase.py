@@ -22,9 +22,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from cascaded_diffusion import Cascade, PreparedData, UserError, extract, load_extractor
-from cascaded_diffusion.cascade.pictures import labelled_grid, save_png
 from cascaded_diffusion.evaluation.neighbours import nearest
 from cascaded_diffusion.evaluation.reference import reference
+from cascaded_diffusion.pictures import labelled_grid, save_png
 
 COLUMNS = 3
 GAP = 6

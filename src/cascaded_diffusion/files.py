@@ -19,7 +19,6 @@ from cascaded_diffusion.reading.plain import open_file
 
 __all__ = [
     "atomic_write",
-    "is_held",
     "new_folder",
     "open_as_usual",
     "read_json",
@@ -27,6 +26,7 @@ __all__ = [
     "refuse_filled",
     "sha256_of",
     "sync_folder",
+    "try_lock",
     "write_json",
 ]
 
@@ -119,18 +119,18 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def is_held(descriptor: int) -> bool:
-    """Lock an open file or folder for this process, and say whether another holds it.
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file or folder for this process; ``False`` if another process holds it.
 
-    Where nothing can be locked, as on some network file systems, nobody is known to hold it.
+    Where nothing can be locked, as on some network file systems, nobody is known to hold it, and it is ``True``.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
+        return False
     except OSError:
         pass
-    return False
+    return True
 
 
 _INSIDE = ".partial"

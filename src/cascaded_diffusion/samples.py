@@ -10,8 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
-from cascaded_diffusion.cascade.pictures import save_png, to_picture
 from cascaded_diffusion.files import atomic_write, new_folder
+from cascaded_diffusion.pictures import save_png, to_picture
 
 __all__ = ["ManyImages", "class_folder", "png_names", "to_rgb", "write_npz", "write_png_folder"]
 

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from cascaded_diffusion.cascade.budget import RESERVE, StageBudget, attentions, too_large_attention
+from cascaded_diffusion.cascade.budget import RESERVE, StageBudget, attentions, images_per_second, too_large_attention
 from cascaded_diffusion.cascade.generate import sample_stage
 from cascaded_diffusion.cascade.stage import Stage, StageConfig, empty_network
 from cascaded_diffusion.networks.peak import training_peak
@@ -110,7 +110,7 @@ def test_what_fits(budget: StageBudget) -> None:
 def test_time(budget: StageBudget) -> None:
     seconds = budget.gpu_seconds(1e12, 0.25)
     assert seconds == pytest.approx(64 * 3 * budget.price.forward_flops / 0.25e12)
-    assert budget.images_per_second(10**9, 1e12, 0.25) == 250
+    assert images_per_second(10**9, 1e12, 0.25) == 250
 
 
 def test_attention_is_counted_without_building_it(stage: Stage, sr_config: Configure) -> None:
@@ -122,6 +122,10 @@ def test_attention_is_counted_without_building_it(stage: Stage, sr_config: Confi
     both = sr_config(16, network={**NETWORK, "attention": [8, 16], "middle_attention": True})
     assert [(each.resolution, each.layers) for each in attentions(both)] == [(16, 3), (8, 4)]
     assert attentions(sr_config(16)) == []
+    middle = sr_config(
+        16, network={**NETWORK, "attention": [], "middle_attention": True, "heads": 4, "decoder_heads": 3}
+    )
+    assert [(each.resolution, each.heads) for each in attentions(middle)] == [(8, 4)]
 
 
 def test_attention_at_full_resolution_is_warned_of(base_config: Configure) -> None:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from cascaded_diffusion.cascade.generate import sample_stage, stage_evaluations, stage_grids
-from cascaded_diffusion.cascade.sampling import SamplerName, SamplingConfig
+from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.cascade.stage import Stage, StageConfig, build_network
 from cascaded_diffusion.diffusion.samplers import SAMPLERS as sampler_functions
-from cascaded_diffusion.diffusion.samplers import Denoiser, NoiseSource, Step
+from cascaded_diffusion.diffusion.samplers import Denoiser, NoiseSource, SamplerName, Step
 from cascaded_diffusion.diffusion.schedule import Level
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.randomness import normal

@@ -22,7 +22,7 @@ def stand_in(idx_folder: IdxFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(fashion_mnist, "CONTENT_SHA256", {stem: hashes[stem] for stem in fashion_mnist.CONTENT_SHA256})
     monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "not-installed")
     monkeypatch.setattr(fashion_mnist, "BASE_URL", f"{folder.as_uri()}/")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CASCADED_DIFFUSION_CACHE", str(tmp_path / "cache"))
     return folder
 
 

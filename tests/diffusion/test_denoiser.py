@@ -18,9 +18,11 @@ from cascaded_diffusion.diffusion.grid import sampling_grid
 from cascaded_diffusion.diffusion.losses import min_snr_weight
 from cascaded_diffusion.diffusion.process import (
     PredictionKind,
+    beta_between,
     learned_log_variance,
     per_image,
     posterior_mean,
+    posterior_variance,
     prediction_target,
     q_sample,
 )
@@ -92,9 +94,8 @@ def test_golden_posterior_log_variance(golden: dict[str, Tensor], published: Dif
     beta = 1 - golden["alphas_cumprod"][1:] / golden["alphas_cumprod"][:-1]
     for t in (1, 2, 2000, 3999):
         level, below = (published.schedule.level((t + shift) / 4000).alpha_bar for shift in (1, 0))
-        log_posterior = math.log((1 - level / below) * (1 - below) / (1 - level))
-        assert log_posterior == pytest.approx(float(table[t]), rel=1e-6)
-        assert 1 - level / below == pytest.approx(float(beta[t - 1]), rel=1e-6)
+        assert math.log(posterior_variance(level, below)) == pytest.approx(float(table[t]), rel=1e-6)
+        assert beta_between(level, below) == pytest.approx(float(beta[t - 1]), rel=1e-6)
     x0 = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     shown: list[float] = []
     for v in (-1.0, 1.0):
@@ -296,7 +297,7 @@ def test_half_precision_networks_are_read_in_float32() -> None:
 
 
 @pytest.mark.parametrize("values, words", [
-    ({"noise_schedule": {"timesteps": None}, "noise_embedding": "step"}, "allowed here: sqrt-alpha-bar, angle"),
+    ({"noise_schedule": {"timesteps": None}, "noise_embedding": "step"}, "allowed: sqrt-alpha-bar, angle, log-sigma"),
     ({"noise_schedule": {"timesteps": None}, "variance": "learned"}, "allowed here: beta, posterior"),
     ({"noise_schedule": {"continuous": True}, "variance": "learned"}, "allowed here: beta, posterior"),
     ({"noise_schedule": {"timesteps": 1}, "variance": "learned"}, "at least 2 timesteps, got 1"),

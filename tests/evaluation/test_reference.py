@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 
 from cascaded_diffusion.data.prepared import PreparedData
 from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.evaluation.reference import cache_folder, reference, reference_hash
+from cascaded_diffusion.evaluation.reference import reference, reference_hash
 
 
 def _kept(folder: Path) -> Path:
@@ -128,16 +127,6 @@ def test_works_without_a_cache_that_can_be_written(
     found = reference(speckled_data, "val", 8, colour_eye, cache=tmp_path / "file")
     assert found.count == len(speckled_data.split("val"))
     assert "cannot keep the features" in found.remark
-
-
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert str(cache_folder()) == os.environ["CASCADED_DIFFUSION_CACHE"]
-    monkeypatch.delenv("CASCADED_DIFFUSION_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "cascaded-diffusion"
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "cascaded-diffusion"
 
 
 def test_wrong_split_and_resolution(speckled_data: PreparedData, colour_eye: Any, tmp_path: Path) -> None:

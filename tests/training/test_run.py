@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -37,6 +38,16 @@ def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path) -> Non
         other.kill()  # the lock must not outlive a process that could not let go of it
     with RunLock(tmp_path):
         pass
+
+
+def test_a_place_without_locks_is_trained_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("cascaded_diffusion.files.fcntl.flock", refuse)
+    with RunLock(tmp_path) as lock:
+        (tmp_path / "config.json").touch()
+        lock.check()
 
 
 def test_a_new_run_records_its_settings(tmp_path: Path, base_config: Configure) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from operator import methodcaller
 
 from cascaded_diffusion.cascade.generate import stage_evaluations, stage_passes
 from cascaded_diffusion.cascade.sampling import SamplingConfig
@@ -12,7 +11,7 @@ from cascaded_diffusion.cascade.stage import Stage, StageConfig, empty_network
 from cascaded_diffusion.networks.cost import Cost, cost
 from cascaded_diffusion.networks.peak import forward_peak, training_peak
 
-__all__ = ["RESERVE", "Attention", "StageBudget", "attentions", "too_large_attention"]
+__all__ = ["RESERVE", "Attention", "StageBudget", "attentions", "images_per_second", "too_large_attention"]
 
 _FLOAT32 = 4
 RESERVE = 0.1
@@ -45,13 +44,13 @@ class Attention:
     def pair_bytes(self, *, size: int = _FLOAT32) -> int:
         """Bytes of the matrices of all pairs, of all heads of one layer, for one image.
 
-        That is what attention without a fused kernel keeps for each layer until the backward pass, and has twice at
-        once where there is none: tokens^2 for each head.
+        Attention without a fused kernel keeps these tokens^2 numbers of each head and layer until the backward pass,
+        and for a moment two copies of one layer's.
         """
         return self.heads * self.tokens**2 * size
 
     def fused_bytes(self, *, size: int = _FLOAT32) -> int:
-        """What a fused kernel (flash, memory-efficient) keeps of one image and layer instead: q, k, v and answer."""
+        """What a fused kernel (flash, memory-efficient) keeps of one image and layer instead: q, k, v and output."""
         return 4 * self.tokens * self.width * size
 
 
@@ -65,7 +64,9 @@ def attentions(config: StageConfig) -> list[Attention]:
         layers = 2 * count + 1 if level in network.attention else 0
         layers += network.middle_attention and i == len(levels) - 1
         if layers:
-            heads = max(network.heads_at(width), network.heads_at(width, decoder=True))
+            heads = network.heads_at(width)
+            if level in network.attention:  # the middle has the encoder's
+                heads = max(heads, network.heads_at(width, decoder=True))
             found.append(Attention(level, heads, int(layers), width))
     return found
 
@@ -91,6 +92,11 @@ def too_large_attention(config: StageConfig, images: int, memory: int) -> str | 
                 "network.attention"
             )
     return None
+
+
+def images_per_second(flops: int, peak: float, utilisation: float) -> float:
+    """Images a second of one GPU, at so many operations each and this share of its matrix rate."""
+    return peak * utilisation / flops
 
 
 @dataclass(frozen=True)
@@ -180,7 +186,7 @@ class StageBudget:
         if again == "none":
             return round(self.price.activation_bytes * self._area)
         network = empty_network(self.config)
-        methodcaller("recompute", again)(network)
+        network.recompute(again)
         few, many = (training_peak(network, count) for count in (_FEW, 2 * _FEW))
         return round((many - few) / _FEW * self._area)
 
@@ -210,10 +216,6 @@ class StageBudget:
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
-    def images_per_second(self, flops: int, peak: float, utilisation: float) -> float:
-        """Images a second of one GPU, at so many operations each and this share of its matrix rate."""
-        return peak * utilisation / flops
-
     def gpu_seconds(self, peak: float, utilisation: float) -> float:
         """Of the recipe's whole training, at this share of a GPU's matrix rate."""
-        return self.config.training.images / self.images_per_second(self.training_flops, peak, utilisation)
+        return self.config.training.images / images_per_second(self.training_flops, peak, utilisation)

@@ -7,11 +7,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from cascaded_diffusion.cascade.batching import BatchSize
 from cascaded_diffusion.cascade.chain import Cascade
 from cascaded_diffusion.cascade.manifest import CascadeManifest
 from cascaded_diffusion.cascade.sample_store import weights_hash
@@ -87,7 +88,7 @@ class Request:
     splits: tuple[str, ...] = ("train",)
     num: int | None = None
     seed: int = 0
-    batch_size: int | Literal["auto"] = "auto"
+    batch_size: BatchSize = "auto"
     precision: Precision = "fp32"
     compile: CompileChoice = "off"
     cas: CasConfig | None = None

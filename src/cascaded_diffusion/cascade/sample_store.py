@@ -25,7 +25,7 @@ from torch import nn
 from cascaded_diffusion.cascade.stage import Stage
 from cascaded_diffusion.cascade.walk import Plan
 from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.files import atomic_write, is_held, read_json, write_json
+from cascaded_diffusion.files import atomic_write, read_json, try_lock, write_json
 from cascaded_diffusion.ranks import from_main
 from cascaded_diffusion.samples import to_rgb
 from cascaded_diffusion.version import VERSION
@@ -257,7 +257,7 @@ def _own_store(out: Path, request: Mapping[str, Any]) -> Iterator[BatchStore]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        if is_held(lock):
+        if not try_lock(lock):
             raise UserError(f"{out}: another process is sampling to it at this moment")
         asked = _asked(folder)
         store = BatchStore(folder, list(request["stages"]), resumed=asked == request)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from cascaded_diffusion.conditioning.augmentation import AugmentationMode
 from cascaded_diffusion.config import StrictModel, shorten
 from cascaded_diffusion.diffusion.grid import SigmaGrid
+from cascaded_diffusion.diffusion.samplers import SamplerName
 
 __all__ = [
     "LARGEST_SIGMA",
@@ -16,14 +17,12 @@ __all__ = [
     "GridName",
     "Guidance",
     "Interval",
-    "SamplerName",
     "SamplingConfig",
     "Start",
     "StepCount",
     "Strength",
 ]
 
-SamplerName = Literal["ancestral", "ddim", "heun", "dpmpp-2m"]
 GridName = Literal["time", "edm", "log-snr"]
 
 
@@ -58,7 +57,7 @@ Start = Annotated[float, Field(gt=0, le=1)]
 class SamplingConfig(StrictModel):
     """A stage's default sampling settings."""
 
-    sampler: SamplerName = Field(default="ancestral", description="ancestral, ddim, heun or dpmpp-2m.")
+    sampler: SamplerName = Field(default="ancestral", description=f"{', '.join(get_args(SamplerName))}.")
     steps: StepCount = Field(
         default=100, description="Steps over the whole range; sections 10,20,30 or ddimN for discrete stages."
     )

@@ -20,10 +20,11 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from cascaded_diffusion.cascade.batching import BatchSize
 from cascaded_diffusion.cascade.chain import Cascade
 from cascaded_diffusion.cascade.find import find_cascade, packaged_cascades
 from cascaded_diffusion.cascade.generate import stage_evaluations
@@ -63,7 +64,7 @@ class Search:
     choices: Mapping[str, Sequence[Mapping[str, Any]]]
     """Searched stage to the combinations of settings to try, in the cascade's order."""
     request: SearchRequest
-    batch_size: int | Literal["auto"]
+    batch_size: BatchSize
 
     def points(self, stage: str, settings: Mapping[str, SamplingConfig]) -> list[Point]:
         """The points of one stage, given the settings of those below it."""
@@ -88,7 +89,7 @@ def prepare_search(
     split: str = "train",
     num: int = 10_000,
     seed: int = 0,
-    batch_size: int | Literal["auto"] = "auto",
+    batch_size: BatchSize = "auto",
     precision: Precision = "fp32",
     compile: CompileChoice = "off",
 ) -> Search:

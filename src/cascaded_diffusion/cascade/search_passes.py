@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cascaded_diffusion.cascade.batching import BatchSize
 from cascaded_diffusion.cascade.chain import Cascade
 from cascaded_diffusion.cascade.generate import sample_stage
 from cascaded_diffusion.cascade.search_points import Pass, Point
@@ -37,7 +38,7 @@ class PassMaker:
         *,
         num: int,
         seed: int,
-        batch_size: int | Literal["auto"],
+        batch_size: BatchSize,
         precision: Precision,
         watch: Callable[[Pass, int], None],
     ) -> None:

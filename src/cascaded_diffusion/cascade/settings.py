@@ -10,10 +10,11 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from cascaded_diffusion.cascade.generate import stage_grids
-from cascaded_diffusion.cascade.sampling import SamplerName, SamplingConfig
+from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.cascade.stage import Stage
 from cascaded_diffusion.conditioning.augmentation import SAMPLING_MODES
 from cascaded_diffusion.config import explain
+from cascaded_diffusion.diffusion.samplers import SamplerName
 from cascaded_diffusion.errors import UserError
 
 __all__ = ["Choice", "Requests", "resolve_settings", "stop_for"]

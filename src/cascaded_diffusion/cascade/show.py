@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from cascaded_diffusion.cascade.pictures import labelled_grid, tile, to_picture
 from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.pictures import labelled_grid, tile, to_picture
 
 __all__ = ["class_grid", "grid", "grid_choice"]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cascaded_diffusion.cascade.batching import Batches, BatchSizes, StageBatches, first_batch_size
+from cascaded_diffusion.cascade.batching import Batches, BatchSize, BatchSizes, StageBatches, first_batch_size
 from cascaded_diffusion.cascade.generate import sample_stage, stage_evaluations, stage_grids, stage_passes
 from cascaded_diffusion.cascade.offload import OffloadedStages
 from cascaded_diffusion.cascade.sampling import SamplingConfig
@@ -198,7 +198,7 @@ class _Waiting:
         self._finish(start, stop, images, is_new=True)
 
 
-def in_batches(count: int, batch_size: int | Literal["auto"], work: Callable[[int, int], T]) -> list[T]:
+def in_batches(count: int, batch_size: BatchSize, work: Callable[[int, int], T]) -> list[T]:
     """What ``work(start, stop)`` gives for each batch of ``count`` samples, in order; see :meth:`Batches.each`."""
     return Batches(batch_size).each(count, work)
 

@@ -110,7 +110,7 @@ def _budgets(recipe: Recipe, batch_size: int | None, gpus: int) -> tuple[list[St
 
 def _figures(budget: StageBudget, gpu: Gpu, mfu: float, price: float | None) -> dict[str, Any]:
     """All of a stage's figures, in bytes, operations and seconds."""
-    from cascaded_diffusion.cascade.budget import attentions, too_large_attention
+    from cascaded_diffusion.cascade.budget import attentions, images_per_second, too_large_attention
 
     config, seconds = budget.config, budget.gpu_seconds(gpu.peak, mfu)
     return {
@@ -126,7 +126,7 @@ def _figures(budget: StageBudget, gpu: Gpu, mfu: float, price: float | None) -> 
             "largest_micro_batch": budget.largest_micro_batch(gpu.memory),
             "images": config.training.images,
             "total_flops": budget.training_flops * config.training.images,
-            "images_per_second": budget.gpus * budget.images_per_second(budget.training_flops, gpu.peak, mfu),
+            "images_per_second": budget.gpus * images_per_second(budget.training_flops, gpu.peak, mfu),
             "gpu_hours": seconds / 3600,
             "days": seconds / budget.gpus / 86400,
             "cost": None if price is None else price * seconds / 3600,
@@ -136,7 +136,7 @@ def _figures(budget: StageBudget, gpu: Gpu, mfu: float, price: float | None) -> 
             "forward_passes": budget.passes,
             "guided": budget.is_guided,
             "flops_an_image": budget.sampling_flops,
-            "images_per_second": budget.gpus * budget.images_per_second(budget.sampling_flops, gpu.peak, mfu),
+            "images_per_second": budget.gpus * images_per_second(budget.sampling_flops, gpu.peak, mfu),
             "bytes_an_image": budget.sampling_bytes,
             "largest_batch": budget.largest_sampling_batch(gpu.memory),
         },

@@ -339,9 +339,9 @@ def _refuse_others(cascade: Cascade, plan: Plan, labels: np.ndarray, places: _Pl
 
 def _write(cascade: Cascade, plan: Plan, store: BatchStore, labels: np.ndarray, places: _Places) -> None:
     """Write what was asked for, ``--out`` last; a folder that an earlier process has written is left as it is."""
-    from cascaded_diffusion.cascade.pictures import save_png
     from cascaded_diffusion.cascade.show import class_grid, grid_choice
     from cascaded_diffusion.files import new_folder
+    from cascaded_diffusion.pictures import save_png
     from cascaded_diffusion.samples import write_npz, write_png_folder
 
     images, names = store.stage(plan.stages[-1].name, rgb=places.rgb), cascade.class_names

@@ -16,6 +16,7 @@ from typing import IO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from cascaded_diffusion.cache import cache_folder
 from cascaded_diffusion.data.pixels import Pixels, zero_pad
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import atomic_write
@@ -188,8 +189,7 @@ def _read_idx(file: IO[bytes] | gzip.GzipFile, path: Path, packed: int | None) -
 
 def _cached(stem: str, note: Callable[[str], None]) -> Path:
     """Path of a file in the user's cache, downloaded if it is not there or not intact."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    path = (Path(base) if base else Path.home() / ".cache") / "cascaded-diffusion" / "fashion-mnist" / f"{stem}.gz"
+    path = cache_folder() / "fashion-mnist" / f"{stem}.gz"
     if path.is_file():
         try:
             if _sha256(_unpack(path)) == CONTENT_SHA256[stem]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from cascaded_diffusion.data.manifest import Manifest, Request
 from cascaded_diffusion.data.options import Options
 from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.files import is_held, sync_folder
+from cascaded_diffusion.files import sync_folder, try_lock
 
 __all__ = ["finished_manifest", "free_space_check", "workspace"]
 
@@ -99,7 +99,7 @@ def _check_target(out: Path, target: Path, source: Path | None) -> None:
 
 def _lock(descriptor: int, work: Path, out: Path) -> None:
     busy = UserError(f"{out}: another cdm prepare is writing it at this moment")
-    if is_held(descriptor):
+    if not try_lock(descriptor):
         raise busy
     if not work.exists() or not os.path.samestat(os.fstat(descriptor), work.stat()):
         raise busy  # that run has finished between opening and locking

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from cascaded_diffusion.cascade.chain import Cascade, CascadeStep
 from cascaded_diffusion.cascade.generate import low_res_input
-from cascaded_diffusion.cascade.pictures import labelled_grid
+from cascaded_diffusion.pictures import labelled_grid
 from cascaded_diffusion.pixels import to_uint8
 
 __all__ = ["denoising_strips", "enlarge", "s_effect", "stages_side_by_side"]

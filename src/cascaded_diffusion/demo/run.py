@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from cascaded_diffusion.cascade.chain import Cascade
-from cascaded_diffusion.cascade.pictures import save_png
 from cascaded_diffusion.cascade.show import class_grid
 from cascaded_diffusion.data.prepare import prepare
 from cascaded_diffusion.demo.figures import denoising_strips, s_effect, stages_side_by_side
@@ -20,6 +19,7 @@ from cascaded_diffusion.demo.report import image_tag, loss_curves, render
 from cascaded_diffusion.demo.training import StageProgress, train_stages
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import atomic_write
+from cascaded_diffusion.pictures import save_png
 from cascaded_diffusion.recipes.recipe import Recipe, load_recipe
 from cascaded_diffusion.training.export import stage_from_run
 from cascaded_diffusion.training.loop import read_metrics

@@ -23,10 +23,12 @@ from cascaded_diffusion.diffusion.losses import (
 from cascaded_diffusion.diffusion.preconditioning import edm_image, edm_input, edm_target
 from cascaded_diffusion.diffusion.process import (
     PredictionKind,
+    beta_between,
     dynamic_threshold,
     from_prediction,
     noise_from_image,
     per_image,
+    posterior_variance,
     prediction_target,
     q_sample,
 )
@@ -93,7 +95,9 @@ class DiffusionConfig(StrictModel):
         self._check_modern()
         if self.noise_schedule.is_continuous:
             if self.noise_embedding == "step":
-                raise ValueError("noise_embedding: step needs a discrete schedule; allowed here: sqrt-alpha-bar, angle")
+                raise ValueError(
+                    "noise_embedding: step needs a discrete schedule; allowed here: sqrt-alpha-bar, angle, log-sigma"
+                )
             if self.variance == "learned":
                 raise ValueError("variance: learned needs a discrete schedule; allowed here: beta, posterior")
         if self.variance == "learned" and self.noise_schedule.timesteps == 1:
@@ -199,8 +203,8 @@ class Diffusion:
             raise ValueError("the variational bound needs a discrete schedule")
         k = torch.round(times.cpu() * len(table)).to(torch.int64)
         ab = torch.cat([torch.ones(1, dtype=torch.float64), torch.from_numpy(table)])
-        beta = 1 - ab[1:] / ab[:-1]
-        posterior = beta * (1 - ab[:-1]) / (1 - ab[1:])
+        beta = torch.as_tensor(beta_between(ab[1:], ab[:-1]))
+        posterior = torch.as_tensor(posterior_variance(ab[1:], ab[:-1]))
         # The first step's posterior variance is 0; its logarithm is replaced by the second's (iDDPM section 3.1).
         posterior = torch.cat([posterior[1:2], posterior[1:]])
 

@@ -24,8 +24,8 @@ __all__ = [
     "learned_log_variance",
     "noise_from_image",
     "per_image",
-    "posterior_log_variance",
     "posterior_mean",
+    "posterior_variance",
     "prediction_target",
     "q_sample",
     "root",
@@ -94,12 +94,9 @@ def posterior_mean(x0: Tensor, x_t: Tensor, alpha_bar_t: float | Tensor, alpha_b
     return scaled(weight_0, x0) + scaled(weight_t, x_t)
 
 
-def posterior_log_variance(alpha_bar_t: Tensor, alpha_bar_s: Tensor) -> Tensor:
-    """Log of the variance of q(x_s | x_t, x_0), (1 - alpha_bar_s)/(1 - alpha_bar_t) beta: DDPM eq. 7.
-
-    It is minus infinity at s = 0; for a finite value there pass the levels of the step above, as iDDPM does.
-    """
-    return torch.log((1 - alpha_bar_s) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_s))
+def posterior_variance(alpha_bar_t: float | Tensor, alpha_bar_s: float | Tensor) -> float | Tensor:
+    """Variance of q(x_s | x_t, x_0): DDPM eq. 7. It is 0 where s is the clean image."""
+    return beta_between(alpha_bar_t, alpha_bar_s) * (1 - alpha_bar_s) / (1 - alpha_bar_t)
 
 
 def learned_log_variance(v: Tensor, log_beta: float | Tensor, log_posterior: float | Tensor) -> Tensor:

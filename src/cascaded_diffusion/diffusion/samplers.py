@@ -1,11 +1,13 @@
 r"""Samplers: free functions of one signature.
 
-``sampler(denoise, x, levels, *, noise, callback=None)`` walks ``x`` from ``levels[0]`` to ``levels[-1]`` and returns it
-there: the image if the last level is clean, z_s if the grid stops at s. ``denoise(x, level)`` is called at every level
-but the last, never at or below it. On the variance-preserving scale every level reads
+``sampler(denoise, x, levels, *, noise, callback=None, variance="posterior")`` walks ``x`` from ``levels[0]`` to
+``levels[-1]`` and returns it there: the image if the last level is clean, z_s if the grid stops at s.
+``denoise(x, level)`` is called at every level but the last, never at or below it. ``variance`` is that of a random step
+and means nothing to samplers without one. On the variance-preserving scale every level reads
 :math:`x = \sqrt{\bar\alpha}\,x_0 + \sqrt{1-\bar\alpha}\,\epsilon`.
 
-To add a sampler, write one more such function and name it in ``SAMPLERS``.
+To add a sampler, write one more such function and name it in ``SamplerName`` and ``SAMPLERS``. If it calls the denoiser
+more than once a step, ``evaluated_levels`` must know.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from cascaded_diffusion.diffusion.process import (
     beta_between,
     learned_log_variance,
     posterior_mean,
+    posterior_variance,
+    prediction_target,
     q_sample,
 )
 from cascaded_diffusion.diffusion.schedule import Level
@@ -33,6 +37,7 @@ __all__ = [
     "NoiseSource",
     "Prediction",
     "Sampler",
+    "SamplerName",
     "Step",
     "VarianceKind",
     "ancestral",
@@ -43,6 +48,7 @@ __all__ = [
     "heun",
 ]
 
+SamplerName = Literal["ancestral", "ddim", "heun", "dpmpp-2m"]
 VarianceKind = Literal["beta", "posterior", "learned"]
 
 
@@ -101,9 +107,8 @@ def _report(callback: Callback | None, levels: Sequence[Level], index: int, x: T
 
 
 def _step_log_variance(prediction: Prediction, kind: VarianceKind, t: Level, s: Level) -> float | Tensor:
-    beta = float(beta_between(t.alpha_bar, s.alpha_bar))
-    log_beta = math.log(beta)
-    log_posterior = math.log(beta * (1 - s.alpha_bar) / (1 - t.alpha_bar))
+    log_beta = math.log(beta_between(t.alpha_bar, s.alpha_bar))
+    log_posterior = math.log(posterior_variance(t.alpha_bar, s.alpha_bar))
     if kind != "learned":
         return log_beta if kind == "beta" else log_posterior
     if prediction.variance is None:
@@ -149,8 +154,7 @@ def ddim(
     """DDIM (2010.02502, eq. 12): deterministic with eta = 0; eta = 1 has the posterior's variance."""
     for i, (t, s) in enumerate(pairwise(levels)):
         prediction = denoise(x, t)
-        posterior = (1 - s.alpha_bar) / (1 - t.alpha_bar) * (1 - t.alpha_bar / s.alpha_bar)
-        var = eta**2 * posterior
+        var = eta**2 * float(posterior_variance(t.alpha_bar, s.alpha_bar))
         x = math.sqrt(s.alpha_bar) * prediction.x0 + math.sqrt(max(1 - s.alpha_bar - var, 0.0)) * prediction.eps
         if var > 0:
             x = x + math.sqrt(var) * noise(i)
@@ -179,10 +183,8 @@ def heun(
         if i < len(levels) - 2:
             second = denoise(proposal, s)
             phi_t, phi_s = (math.acos(math.sqrt(level.alpha_bar)) for level in (t, s))
-            v_t, v_s = (
-                math.sqrt(level.alpha_bar) * p.eps - math.sqrt(1 - level.alpha_bar) * p.x0
-                for level, p in ((t, first), (s, second))
-            )
+            v_t = prediction_target("v", first.x0, first.eps, t.alpha_bar)
+            v_s = prediction_target("v", second.x0, second.eps, s.alpha_bar)
             proposal = x + (phi_s - phi_t) * 0.5 * (v_t + v_s)
         x = proposal
         _report(callback, levels, i, x, first.x0)
@@ -229,10 +231,10 @@ def dpmpp_2m(
     return x
 
 
-SAMPLERS: dict[str, Sampler] = {"ancestral": ancestral, "ddim": ddim, "heun": heun, "dpmpp-2m": dpmpp_2m}
+SAMPLERS: dict[SamplerName, Sampler] = {"ancestral": ancestral, "ddim": ddim, "heun": heun, "dpmpp-2m": dpmpp_2m}
 
 
-def evaluated_levels(sampler: str, levels: Sequence[Level]) -> list[Level]:
+def evaluated_levels(sampler: SamplerName, levels: Sequence[Level]) -> list[Level]:
     """The levels at which a sampler calls the denoiser on a grid, in order."""
     if sampler != "heun":
         return list(levels[:-1])
@@ -242,6 +244,6 @@ def evaluated_levels(sampler: str, levels: Sequence[Level]) -> list[Level]:
     return called
 
 
-def evaluations(sampler: str, levels: Sequence[Level]) -> int:
+def evaluations(sampler: SamplerName, levels: Sequence[Level]) -> int:
     """Evaluations of the denoiser (NFE) that a sampler spends on a grid; guidance makes some of them cost more."""
     return len(evaluated_levels(sampler, levels))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cascaded_diffusion.cache import cache_folder
 from cascaded_diffusion.data.prepared import PreparedData
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.evaluation.cas import CasConfig, classification_accuracy_score, measure_accuracy
@@ -24,7 +25,6 @@ from cascaded_diffusion.evaluation.inception_score import inception_score
 from cascaded_diffusion.evaluation.kernel import kernel_distance
 from cascaded_diffusion.evaluation.neighbours import memorisation
 from cascaded_diffusion.evaluation.precision_recall import precision_recall
-from cascaded_diffusion.evaluation.reference import cache_folder
 from cascaded_diffusion.evaluation.request import (
     DEFAULT_METRICS,
     Subject,

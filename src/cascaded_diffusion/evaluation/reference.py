@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cascaded_diffusion.cache import cache_folder
 from cascaded_diffusion.data.packed import ImageRows
 from cascaded_diffusion.data.prepared import PreparedData, Split
 from cascaded_diffusion.evaluation.features import Extractor, extract
@@ -21,7 +21,7 @@ from cascaded_diffusion.files import atomic_write
 from cascaded_diffusion.ranks import current_ranks, gather_rows, on_main
 from cascaded_diffusion.reading.archive import read_npz
 
-__all__ = ["Reference", "cache_folder", "reference", "reference_hash"]
+__all__ = ["Reference", "reference", "reference_hash"]
 
 FORMAT_VERSION = 1
 # Statistics are gathered block by block: a million feature vectors need not be in memory for a mean and a covariance.
@@ -64,17 +64,6 @@ class Reference:
     def count(self) -> int:
         """Number of images."""
         return self.statistics.count
-
-
-def cache_folder() -> Path:
-    """``$CASCADED_DIFFUSION_CACHE``, or ``cascaded-diffusion`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    own = os.environ.get("CASCADED_DIFFUSION_CACHE")
-    if own:
-        return Path(own)
-    shared = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification says to ignore relative paths.
-    base = Path(shared) if os.path.isabs(shared) else Path(os.path.expanduser("~")) / ".cache"
-    return base / "cascaded-diffusion"
 
 
 def reference_hash(data: PreparedData, split: str, resolution: int, extractor: Extractor) -> str:

@@ -13,11 +13,11 @@ import torch
 from cascaded_diffusion.cascade.chain import Cascade
 from cascaded_diffusion.cascade.judge import cascade_source
 from cascaded_diffusion.cascade.manifest import MANIFEST_FILE, CascadeManifest
-from cascaded_diffusion.cascade.pictures import save_png
 from cascaded_diffusion.evaluation.scores import read_scores
 from cascaded_diffusion.extras import load_extra
 from cascaded_diffusion.interop.card import CardNotes, check_scores, model_card, sample_picture
 from cascaded_diffusion.interop.hub import CARD_FILE, SAMPLES_FILE, check_repository, push, stage_files
+from cascaded_diffusion.pictures import save_png
 
 __all__ = ["Publication", "publish"]
 

@@ -1,15 +1,16 @@
-"""A network through ``torch.compile``: one graph, none for a last, smaller batch, and a cache that lasts."""
+"""A network through ``torch.compile``, for training and as CUDA graphs for sampling, and a cache of it that lasts."""
 
 from __future__ import annotations
 
 import os
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from cascaded_diffusion.cache import cache_folder
 
 __all__ = ["CompileChoice", "compiled", "cuda_graphs", "wants_compiling"]
 
@@ -29,7 +30,7 @@ def compiled(
     """``network`` to be called as before, compiled if ``choice`` says so for this device.
 
     The graph of the first batch size serves that size; a second size makes one graph for all others. What the
-    compiler made is kept in ``~/.cache/cascaded-diffusion/compiled`` (or TORCHINDUCTOR_CACHE_DIR), for the next start.
+    compiler made is kept in the user's cache (or TORCHINDUCTOR_CACHE_DIR), for the next start.
     With ``auto``, a compiler that fails is told in a warning and done without; with ``on`` it is an error.
     """
     if not wants_compiling(choice, device):
@@ -59,7 +60,7 @@ def cuda_graphs(
 
 def _keep_cache() -> None:
     """torch's own place for it is in the temporary folder, which is empty after a restart."""
-    os.environ.setdefault(_CACHE, str(Path.home() / ".cache" / "cascaded-diffusion" / "compiled"))
+    os.environ.setdefault(_CACHE, str(cache_folder() / "compiled"))
 
 
 class _OrPlain:

@@ -32,9 +32,9 @@ from cascaded_diffusion.networks.embeddings import ClassEmbedding, ScalarEmbeddi
 from cascaded_diffusion.networks.normalisation import GroupNorm
 from cascaded_diffusion.networks.winograd import Convolution
 
-__all__ = ["Keep", "NetworkConfig", "UNet"]
+__all__ = ["NetworkConfig", "Recompute", "UNet"]
 
-Keep = Literal["none", "blocks", "levels"]
+Recompute = Literal["none", "blocks", "levels"]
 """What of the activations is computed again in the backward pass instead of kept: see :meth:`UNet.recompute`."""
 
 _WIDEST = 16_384
@@ -317,13 +317,13 @@ class UNet(nn.Module):
             if isinstance(module, GroupNorm | Convolution):
                 module.fast = on
 
-    def recompute(self, parts: Keep) -> None:
+    def recompute(self, parts: Recompute) -> None:
         """Trade arithmetic for memory in training: the gradients are the same.
 
         With ``blocks``, only what goes from block to block is kept and each block runs again in the backward pass,
         which adds a third to the arithmetic; with ``levels``, only what goes from level to level.
         """
-        self._recompute: Keep = parts
+        self._recompute: Recompute = parts
 
     def forward(
         self,

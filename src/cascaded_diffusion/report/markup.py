@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from PIL import Image
 
-from cascaded_diffusion.cascade.pictures import encode_png
+from cascaded_diffusion.pictures import encode_png
 
 __all__ = ["Html", "as_html", "facts", "folded", "image_tag", "joined", "paragraph", "png_tag", "table", "tag"]
 

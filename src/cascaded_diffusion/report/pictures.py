@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cascaded_diffusion.cascade.pictures import encode_png, to_picture
+from cascaded_diffusion.pictures import encode_png, to_picture
 from cascaded_diffusion.report.markup import Html, png_tag
 
 __all__ = ["class_label", "pixels_tag"]

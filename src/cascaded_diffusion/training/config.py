@@ -10,6 +10,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from cascaded_diffusion.config import StrictModel
+from cascaded_diffusion.networks.compiling import CompileChoice
+from cascaded_diffusion.networks.unet import Recompute
 from cascaded_diffusion.precision import Precision
 from cascaded_diffusion.training.power_ema import WIDEST
 
@@ -104,10 +106,10 @@ class TrainingConfig(StrictModel):
         default=True,
         description="Faster convolutions and norms, the same sums in another order; false: torch's own operations.",
     )
-    compile: Literal["auto", "on", "off"] = Field(
+    compile: CompileChoice = Field(
         default="auto", description="torch.compile the network; auto: on CUDA, where it pays."
     )
-    checkpoint_activations: Literal["none", "blocks", "levels"] = Field(
+    checkpoint_activations: Recompute = Field(
         default="none",
         description="Compute activations again in the backward pass, of each block or each level: less memory, a third "
         "more arithmetic, the same gradients.",

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cascaded_diffusion.cascade.generate import sample_stage
-from cascaded_diffusion.cascade.pictures import labelled_grid, save_png
 from cascaded_diffusion.cascade.stage import Stage, StageConfig
 from cascaded_diffusion.data.prepared import PreparedData
 from cascaded_diffusion.diffusion.samplers import Callback, Step
 from cascaded_diffusion.networks.unet import UNet
+from cascaded_diffusion.pictures import labelled_grid, save_png
 from cascaded_diffusion.pixels import to_float, to_uint8
 from cascaded_diffusion.precision import autocast
 

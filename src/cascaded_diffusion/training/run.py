@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ from cascaded_diffusion.cascade.stage import CONFIG_FILE, WEIGHTS_FILE, StageCon
 from cascaded_diffusion.data.manifest import labels_file
 from cascaded_diffusion.data.prepared import PreparedData
 from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.files import atomic_write, read_json, reason, sync_folder, write_json
+from cascaded_diffusion.files import atomic_write, read_json, reason, sync_folder, try_lock, write_json
 from cascaded_diffusion.reading.json_text import LONGEST_LINE, parse_json
 from cascaded_diffusion.reading.plain import read_lines, refuse_outside
 from cascaded_diffusion.training.checkpoint import Whole, newest_whole, remove_leftovers, set_aside
@@ -54,11 +53,9 @@ class RunLock:
         # Not through a link, which leads elsewhere. Not waiting: it may be a pipe.
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         descriptor = os.open(self._run / LOCK_FILE, flags, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BaseException:
+        if not try_lock(descriptor):
             os.close(descriptor)
-            raise
+            raise BlockingIOError
         return descriptor
 
     def check(self) -> None:

@@ -8,9 +8,10 @@ from typing import Literal, get_args
 from pydantic import ValidationError
 
 from cascaded_diffusion.cascade.chain import Cascade
-from cascaded_diffusion.cascade.sampling import GridName, SamplerName, SamplingConfig
+from cascaded_diffusion.cascade.sampling import GridName, SamplingConfig
 from cascaded_diffusion.cascade.stage import Stage
 from cascaded_diffusion.conditioning.augmentation import SAMPLING_MODES
+from cascaded_diffusion.diffusion.samplers import SamplerName
 
 __all__ = ["LARGEST_SEED", "SAMPLERS", "Control", "PageLimits", "StageLimits", "page_limits"]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cascaded_diffusion.cascade.pictures import save_png, tile, to_picture
 from cascaded_diffusion.files import atomic_write
+from cascaded_diffusion.pictures import save_png, tile, to_picture
 from cascaded_diffusion.samples import class_folder, write_npz
 
 __all__ = ["Files", "across", "caption", "sheet", "write_files"]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from cascaded_diffusion.cascade.pictures import encode_png, to_picture
+from cascaded_diffusion.pictures import encode_png, to_picture
 from cascaded_diffusion.report.markup import Html, joined, tag
 from cascaded_diffusion.ui.limits import PageLimits, StageLimits
 from cascaded_diffusion.ui.outcome import across, caption

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cascaded_diffusion.cascade.pictures import encode_png, labelled_grid, save_png, tile, to_picture
 from cascaded_diffusion.cascade.show import class_grid
+from cascaded_diffusion.pictures import encode_png, labelled_grid, save_png, tile, to_picture
 
 
 @pytest.fixture
