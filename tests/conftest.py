@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from cascaded_diffusion.cascade.chain import Cascade
 from cascaded_diffusion.cascade.stage import Stage, StageConfig, build_network
@@ -37,6 +38,10 @@ COLOURS = ((220, 40, 40), (40, 200, 60), (50, 70, 220), (230, 210, 50))
 CPU = torch.device("cpu")
 
 Configure = Callable[..., StageConfig]
+
+# A property does not fail for a machine that has other work.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import reprlib
 from typing import Annotated, Any, Self
@@ -10,7 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.errors import UserError, did_you_mean
 
 __all__ = ["ClassNames", "Facts", "Hashes", "Name", "StrictModel", "Words", "explain", "shorten"]
 
@@ -45,9 +44,10 @@ class StrictModel(BaseModel):
         allowed = sorted(cls.model_fields)
         for key, given in value.items() if isinstance(value, dict) else ():
             if key not in cls.model_fields:
-                close = difflib.get_close_matches(str(key)[:200], allowed, n=1)
-                hint = f"did you mean {close[0]}? " if close else ""
-                raise _key_problem(shorten(key, quoted=False), f"unknown key; {hint}allowed: {', '.join(allowed)}")
+                hint = did_you_mean(str(key), allowed)
+                raise _key_problem(
+                    shorten(key, quoted=False), f"unknown key{hint or ';'} allowed: {', '.join(allowed)}"
+                )
             if isinstance(given, list | tuple | dict):
                 lengths = [getattr(rule, "max_length", None) for rule in cls.model_fields[key].metadata]
                 most = next((length for length in lengths if length is not None), len(given))

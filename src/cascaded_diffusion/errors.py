@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["UserError", "printable"]
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["UserError", "did_you_mean", "first_line", "one_line", "printable"]
 
 _LONGEST = 8000
 
@@ -26,3 +29,19 @@ def printable(text: str) -> str:
         return text
     words = "".join(" " if letter in "\n\r\t\v\f" else letter for letter in text)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+
+
+def one_line(error: BaseException, longest: int | None = None) -> str:
+    """All that an error says in one line, cut to ``longest`` letters; its type's name if it says nothing."""
+    return " ".join(str(error).split())[:longest] or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; torch's say a lot."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def did_you_mean(word: str, allowed: Iterable[str]) -> str:
+    """``"; did you mean WORD?"`` for the allowed word that is most like it, or nothing if none is."""
+    close = difflib.get_close_matches(word[:200], list(allowed), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
 
-from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.errors import UserError, one_line
 
 __all__ = [
     "LostRankError",
@@ -172,7 +172,7 @@ def together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        line = " ".join(str(error).split())
+        line = one_line(error)
         lost = isinstance(error, dist.DistError) or any(words in line.lower() for words in _LOST_WORDS)
         if isinstance(error, LostRankError) or current_ranks().world == 1 or not lost:
             raise

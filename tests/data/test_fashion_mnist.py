@@ -76,7 +76,7 @@ def test_download_is_cached_and_a_damaged_copy_replaced(stand_in: Path, tmp_path
     notes.clear()
     np.testing.assert_array_equal(load_fashion_mnist(notes.append).images, first.images)
     assert notes == []
-    cached = tmp_path / "cache/cascaded-diffusion/fashion-mnist/train-labels-idx1-ubyte.gz"
+    cached = tmp_path / "cache/fashion-mnist/train-labels-idx1-ubyte.gz"
     cached.write_bytes(cached.read_bytes()[:-9])
     np.testing.assert_array_equal(load_fashion_mnist(notes.append).images, first.images)
     assert "damaged" in notes[0]

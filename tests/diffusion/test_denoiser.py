@@ -297,7 +297,7 @@ def test_half_precision_networks_are_read_in_float32() -> None:
 
 
 @pytest.mark.parametrize("values, words", [
-    ({"noise_schedule": {"timesteps": None}, "noise_embedding": "step"}, "allowed: sqrt-alpha-bar, angle, log-sigma"),
+    ({"noise_schedule": {"timesteps": None}, "noise_embedding": "step"}, "sqrt-alpha-bar, angle, log-sigma"),
     ({"noise_schedule": {"timesteps": None}, "variance": "learned"}, "allowed here: beta, posterior"),
     ({"noise_schedule": {"continuous": True}, "variance": "learned"}, "allowed here: beta, posterior"),
     ({"noise_schedule": {"timesteps": 1}, "variance": "learned"}, "at least 2 timesteps, got 1"),

@@ -21,7 +21,7 @@ from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.cascade.save import write_cascade
 from cascaded_diffusion.cascade.settings import Choice, Requests, resolve_settings
 from cascaded_diffusion.cascade.stage import Stage
-from cascaded_diffusion.cascade.walk import CascadeStep, Keeper, Plan, Watch, sample_batches
+from cascaded_diffusion.cascade.walk import BatchKeeper, CascadeStep, Plan, Watch, sample_batches
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.networks.compiling import CompileChoice
 from cascaded_diffusion.precision import Precision, autocast
@@ -38,6 +38,7 @@ class Cascade:
         truncated: name to whether the stage below can be stopped at s for this one.
         classes: number of classes, or ``None``.
         class_names: their names, or ``None``.
+        provenance: name to where the stage's weights come from.
         offloaded: has the weights of the stages that are not at work, if :meth:`to` was told so.
     """
 
@@ -197,8 +198,9 @@ class Cascade:
         if offload and torch.device(device).type == "cpu":
             raise UserError("offload: cpu holds all stages anyway; allowed on an accelerator")
         self.offloaded = OffloadedStages(list(self.stages.values()), torch.device(device)) if offload else None
-        for stage in self.stages.values() if not offload else ():
-            stage.to(device)
+        if not offload:
+            for stage in self.stages.values():
+                stage.to(device)
         return self
 
     def accelerate(self, *, compile: CompileChoice = "auto", precision: Precision = "fp32") -> Self:
@@ -292,7 +294,7 @@ class Cascade:
         callback: Watch | None = None,
         precision: Precision = "fp32",
         first: int = 0,
-        keep: Keeper | None = None,
+        keep: BatchKeeper | None = None,
         collect: bool = True,
     ) -> np.ndarray | dict[str, np.ndarray]:
         """Sample images: uint8 (N, H, W, C), or with ``return_stages`` a dict of such arrays by stage name.

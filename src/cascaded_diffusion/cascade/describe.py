@@ -63,13 +63,13 @@ def _rows(cascade: Cascade) -> list[dict[str, str]]:
                 "diffusion": f"{schedule}, predicts {config.diffusion.prediction}",
                 "sampler": f"{sampling.sampler}, {sampling.steps} steps",
                 "guidance": "none" if sampling.guidance == 1 else f"{sampling.guidance:g}",
-                **_modern(stage, sampling),
+                **_optional(stage, sampling),
             }
         )
     return rows
 
 
-def _modern(stage: Stage, sampling: SamplingConfig) -> dict[str, str]:
+def _optional(stage: Stage, sampling: SamplingConfig) -> dict[str, str]:
     """Rows for what most stages do without."""
     words = [word for word in sampling.words() if word != f"guidance {sampling.guidance:g}"]
     guide = {"guide": _megabytes(stage.guide)} if stage.guide is not None else {}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib import resources
 from pathlib import Path
 
 from cascaded_diffusion.cascade.manifest import MANIFEST_FILE
-from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.errors import UserError, did_you_mean
 
 __all__ = ["find_cascade", "packaged_cascades"]
 
@@ -47,8 +46,7 @@ def find_cascade(
         except UserError as error:
             raise UserError(f"cascade: {str(name)!r} is not a folder here; {error}") from None
         return found, "hub"
-    close = difflib.get_close_matches(str(name), list(packaged), n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
+    hint = did_you_mean(str(name), list(packaged))
     raise UserError(
         f"cascade: {str(name)!r} is neither a folder nor packaged ({', '.join(packaged) or 'none'}){hint}; "
         "on the hub, names have the form user/name"

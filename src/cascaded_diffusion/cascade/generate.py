@@ -21,7 +21,6 @@ from cascaded_diffusion.diffusion.process import q_sample
 from cascaded_diffusion.diffusion.samplers import (
     SAMPLERS,
     Callback,
-    Denoiser,
     NoiseSource,
     Step,
     evaluated_levels,
@@ -141,13 +140,20 @@ def sample_stage(
     x0 = torch.zeros_like(x)  # what is known of the image before any step
     total = sum(len(grid) - 1 for grid in grids)
     done = 0
+
+    def report(step: Step) -> None:
+        nonlocal x0
+        x0 = step.x0
+        if callback is not None:
+            callback(replace(step, index=done + step.index, total=total))
+
+    sampler, variance = SAMPLERS[settings.sampler], stage.config.diffusion.variance
     for part, grid in enumerate(grids):
         if part == 1:
             renoise = normal(seed, f"sampling/{stage.name}/extension", index, shape)
             x = q_sample(x, renoise, grid[0].alpha_bar)
-        x, x0 = _walk(
-            stage, settings, denoise, x, x0, grid, _noise(stage, seed, index, shape, part), done, total, callback
-        )
+        noise = _noise(stage, seed, index, shape, part)
+        x = sampler(denoise, x, grid, noise=noise, callback=report, variance=variance)
         done += len(grid) - 1
     finished = grids[-1][-1].alpha_bar == 1
     return StageOutput(x, (x if finished else x0).clamp(-1, 1))
@@ -171,28 +177,3 @@ def relay_start(stage: Stage, low_res: Tensor | None, noise: Tensor, level: Leve
 def _noise(stage: Stage, seed: int, index: Tensor, shape: tuple[int, int, int], part: int) -> NoiseSource:
     purpose = f"sampling/{stage.name}/steps" + ("/extension" if part else "")
     return lambda i: normal(seed, purpose, index, shape, step=i)
-
-
-def _walk(
-    stage: Stage,
-    settings: SamplingConfig,
-    denoise: Denoiser,
-    x: Tensor,
-    x0: Tensor,
-    grid: list[Level],
-    noise: NoiseSource,
-    done: int,
-    total: int,
-    callback: Callback | None,
-) -> tuple[Tensor, Tensor]:
-    latest = x0
-
-    def watch(step: Step) -> None:
-        nonlocal latest
-        latest = step.x0
-        if callback is not None:
-            callback(replace(step, index=done + step.index, total=total))
-
-    variance = stage.config.diffusion.variance
-    x = SAMPLERS[settings.sampler](denoise, x, grid, noise=noise, callback=watch, variance=variance)
-    return x, latest

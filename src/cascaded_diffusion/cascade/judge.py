@@ -348,8 +348,9 @@ def sample_over_ranks(made: Made, request: Request, *, every: bool = False) -> d
     share = current_ranks().share(len(made.labels))
     part = slice(share.start, share.stop)
     callback = None if request.watch is None else FinishedImages(request.watch, len(share), made.plan)
-    for stage in made.plan.stages if request.compile != "off" else ():
-        stage.accelerate(compile=request.compile)
+    if request.compile != "off":
+        for stage in made.plan.stages:
+            stage.accelerate(compile=request.compile)
     with autocast(request.precision, request.device):
         images = sample_batches(
             made.plan,

@@ -6,7 +6,7 @@ another number of processes takes up what one has left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -19,19 +19,6 @@ from cascaded_diffusion.precision import Precision, autocast
 from cascaded_diffusion.ranks import Ranks, barrier, current_ranks, on_main
 
 __all__ = ["fill_store", "runs_of"]
-
-
-class _Shifted:
-    """A store seen from the first sample of a share, as :func:`sample_batches` counts."""
-
-    def __init__(self, store: BatchStore, first: int) -> None:
-        self._store, self._first = store, first
-
-    def load(self, start: int, stop: int) -> dict[str, np.ndarray] | None:
-        return self._store.load(self._first + start, self._first + stop)
-
-    def save(self, start: int, stop: int, images: Mapping[str, np.ndarray]) -> None:
-        self._store.save(self._first + start, self._first + stop, images)
 
 
 def runs_of(missing: Sequence[range], ranks: Ranks) -> list[range]:
@@ -94,7 +81,7 @@ def fill_store(
                 device=device,
                 callback=callback,
                 first=run.start,
-                keep=_Shifted(store, run.start),
+                keep=store,
                 collect=False,
                 offloaded=offloaded,
             )

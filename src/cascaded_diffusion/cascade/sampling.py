@@ -146,11 +146,10 @@ class SamplingConfig(StrictModel):
         return low < sigma <= high
 
     def identity(self) -> dict[str, Any]:
-        """All settings as JSON, those that came later left out where they change nothing: what was kept under the
-        settings before them is found again."""
-        later = ("grid", "sigma_range", "rho", "start", "guide", "guidance_interval")
+        """All settings as JSON, without those that are off, so that what was kept before one existed is still found."""
+        optional = ("grid", "sigma_range", "rho", "start", "guide", "guidance_interval")
         fields = SamplingConfig.model_fields
-        unused = {name for name in later if getattr(self, name) == fields[name].default}
+        unused = {name for name in optional if getattr(self, name) == fields[name].default}
         return self.model_dump(mode="json", exclude=unused)
 
     def words(self) -> list[str]:

@@ -72,9 +72,9 @@ class Point(NamedTuple):
             words.append(f"guidance {swept['guidance']:g}")
         if "endpoints" in swept:
             words.append("endpoints {:g}:{:g}".format(*swept["endpoints"]))
-        return ", ".join(words + self._later_words())
+        return ", ".join(words + self._optional_words())
 
-    def _later_words(self) -> list[str]:
+    def _optional_words(self) -> list[str]:
         swept = self.swept
         words = []
         if "start" in swept:

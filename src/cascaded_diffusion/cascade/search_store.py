@@ -223,7 +223,7 @@ class SearchStore:
 def _table(record: SearchRecord) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    settings = ["sampler", "steps", "guidance", "augmentation", "s", "endpoints", *_later_columns(record)]
+    settings = ["sampler", "steps", "guidance", "augmentation", "s", "endpoints", *_optional_columns(record)]
     writer.writerow(
         ["stage", "point", *settings, "evaluations", "score", "value", "standard_error", "n", "best", "file"]
     )
@@ -238,12 +238,12 @@ def _table(record: SearchRecord) -> str:
     return text.getvalue()
 
 
-def _later_columns(record: SearchRecord) -> list[str]:
-    """Settings that came later have a column where they do something, so that other tables stay what they were."""
+def _optional_columns(record: SearchRecord) -> list[str]:
+    """Settings that are off by default have a column where they do something, so that other tables stay narrow."""
     own = [point.settings[point.stage] for stage in record.searched for point in stage.points]
     fields = SamplingConfig.model_fields
-    later = ("start", "guide", "guidance_interval", "grid")
-    return [name for name in later if any(getattr(settings, name) != fields[name].default for settings in own)]
+    optional = ("start", "guide", "guidance_interval", "grid")
+    return [name for name in optional if any(getattr(settings, name) != fields[name].default for settings in own)]
 
 
 def _read(path: Path, model: type[Model]) -> Model:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any, Literal
 
@@ -22,7 +21,7 @@ from cascaded_diffusion.cascade.sampling import (
 )
 from cascaded_diffusion.cascade.stage import Stage
 from cascaded_diffusion.config import StrictModel
-from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.errors import UserError, did_you_mean
 
 __all__ = ["DEFAULT_S", "MODES", "SETTINGS", "Sweep", "pick_stages", "settings_to_try"]
 
@@ -99,8 +98,7 @@ def pick_stages(cascade: Cascade, text: str, sweep: Sweep) -> dict[str, list[dic
     words = names if text == "all" else [word.strip() for word in text.split(",")]
     for word in words:
         if word not in names:
-            close = difflib.get_close_matches(word, names, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            hint = did_you_mean(word, names)
             raise UserError(f"stage: no stage {word!r} in this cascade; allowed: {', '.join(names)} or all{hint}")
         if words.count(word) > 1:
             raise UserError(f"stage: {text!r} names {word} twice")
@@ -144,16 +142,13 @@ def settings_to_try(stage: Stage, sweep: Sweep, default: SamplingConfig, *, trun
     for setting in SETTINGS[2:]:
         values = getattr(sweep, setting)
         if values is not None and _why_not(stage, setting, sweep, default) is None:
-            parts.append([{setting: value} for value in dict.fromkeys(map(_off_is_none(setting), values))])
+            if setting == "start":  # at time 1 it is noise, which a stage's settings call null
+                values = [None if value == 1 else value for value in values]
+            parts.append([{setting: value} for value in dict.fromkeys(values)])
     if not parts:
         return []
     combined = [{key: value for part in chosen for key, value in part.items()} for chosen in product(*parts)]
     return _sensible(stage, sweep, default, combined)
-
-
-def _off_is_none(setting: str) -> Callable[[Any], Any]:
-    """Of the values of a sweep: a start at time 1 is noise, which the stage's settings call null."""
-    return lambda value: None if setting == "start" and value == 1 else value
 
 
 def _sensible(
@@ -201,9 +196,9 @@ def _strengths(stage: Stage, sweep: Sweep, default: SamplingConfig, *, truncated
                 f"augmentation: truncated is not available, {stage.name} was assembled with --no-truncated; "
                 "allowed: nontruncated"
             )
-    values = sweep.s or [s for s in DEFAULT_S if s <= conditioning.s_max] + [conditioning.s_max] * (
-        conditioning.s_max < DEFAULT_S[1]
-    )
+    values = list(sweep.s or [s for s in DEFAULT_S if s <= conditioning.s_max])
+    if not sweep.s and conditioning.s_max < DEFAULT_S[1]:
+        values.append(conditioning.s_max)
     # At s = 0 nothing is noised and nothing stopped: one point for both modes. It is listed first, for it wins ties.
     clean = [{"augmentation": "none", "s": 0.0}] if 0 in values else []
     return clean + [{"augmentation": mode, "s": s} for mode in modes for s in sorted(set(values)) if s != 0]

@@ -20,9 +20,9 @@ from cascaded_diffusion.diffusion.samplers import Step
 from cascaded_diffusion.pixels import ComingImages, to_float
 
 __all__ = [
+    "BatchKeeper",
     "CascadeStep",
     "FinishedImages",
-    "Keeper",
     "Plan",
     "Watch",
     "first_batch_size",
@@ -41,8 +41,11 @@ class CascadeStep(NamedTuple):
     samples: Tensor
 
 
-class Keeper(Protocol):
-    """Keeps finished batches, uint8 (n, R, R, C) for every stage, so that an interrupted sampling can go on."""
+class BatchKeeper(Protocol):
+    """Keeps finished batches, uint8 (n, R, R, C) for every stage, so that an interrupted sampling can go on.
+
+    Samples count from the first of the whole run, whatever share of it is made here.
+    """
 
     def load(self, start: int, stop: int) -> dict[str, np.ndarray] | None: ...
 
@@ -106,7 +109,7 @@ def sample_batches(
     device: torch.device,
     callback: Watch | None,
     first: int = 0,
-    keep: Keeper | None = None,
+    keep: BatchKeeper | None = None,
     collect: bool = True,
     offloaded: OffloadedStages | None = None,
 ) -> dict[str, np.ndarray]:
@@ -138,17 +141,18 @@ def sample_batches(
 
     def finish(start: int, stop: int, images: dict[str, np.ndarray], *, is_new: bool) -> None:
         if keep is not None and is_new:
-            keep.save(start, stop, images)
-        for name, part in images.items() if collect else ():
-            if name not in results:
-                results[name] = np.empty((len(labels), *part.shape[1:]), np.uint8)
-            results[name][start:stop] = part
+            keep.save(first + start, first + stop, images)
+        if collect:
+            for name, part in images.items():
+                if name not in results:
+                    results[name] = np.empty((len(labels), *part.shape[1:]), np.uint8)
+                results[name][start:stop] = part
 
     waiting = _Waiting(finish)
     with waiting, offloaded or contextlib.nullcontext():
         for start in range(0, len(labels), batches.block):
             stop = min(start + batches.block, len(labels))
-            kept = None if keep is None else keep.load(start, stop)
+            kept = None if keep is None else keep.load(first + start, first + stop)
             if kept is not None:
                 finish(start, stop, kept, is_new=False)
                 continue

@@ -29,7 +29,7 @@ from cascaded_diffusion.cli.search import search_command
 from cascaded_diffusion.cli.train import train_command
 from cascaded_diffusion.cli.train_classifier import train_classifier_command
 from cascaded_diffusion.cli.ui import ui_command
-from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.errors import UserError, one_line
 from cascaded_diffusion.version import VERSION
 
 __all__ = ["app", "main"]
@@ -100,10 +100,6 @@ class _Warnings(logging.Handler):
 _WARNINGS = _Warnings(logging.WARNING)
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _is_of_lost_process(error: BaseException) -> bool:
     return "LostRankError" in (type(error).__name__, type(error.__cause__).__name__)
 
@@ -124,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         status = app(given, prog_name="cdm", standalone_mode=False)
     except UserError as error:
-        status = _complain(_one_line(error), 2)
+        status = _complain(one_line(error), 2)
     except _ParserError as error:
         context = getattr(error, "ctx", None)
         where = f" ({context.command_path} --help shows what is allowed)" if context is not None else ""
@@ -148,7 +144,7 @@ def _tell(error: Exception) -> int:
     if lost:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's may come while this is told
     kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
-    line = f"{kind}{_one_line(error)} (cdm --traceback ... shows where)"
+    line = f"{kind}{one_line(error)} (cdm --traceback ... shows where)"
     return _complain(line, 1, about="a lost process" if lost else None)
 
 

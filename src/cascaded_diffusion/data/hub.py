@@ -6,7 +6,6 @@ The package ``datasets`` finds the files and reads the rows; images are decoded 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import importlib
 import logging
@@ -18,7 +17,7 @@ from typing import Any
 from cascaded_diffusion.data.shards import MAX_MEMBER
 from cascaded_diffusion.data.sources import Bad
 from cascaded_diffusion.data.streams import Columns, Label, Part, Record, Stream
-from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.errors import UserError, did_you_mean, one_line
 from cascaded_diffusion.extras import load_extra, transport_errors
 
 __all__ = ["open_hub_data"]
@@ -131,9 +130,9 @@ def _told_in_one_line(datasets: Any, place: str, what: str) -> Iterator[None]:
     except UserError:
         raise
     except transport_errors() as error:
-        raise RuntimeError(f"{place}: the hub does not answer ({_one_line(error)})") from None
+        raise RuntimeError(f"{place}: the hub does not answer ({one_line(error)})") from None
     except (OSError, ValueError, LookupError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"{place}: {what} ({_one_line(error)})") from None
+        raise UserError(f"{place}: {what} ({one_line(error)})") from None
     finally:
         datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
         datasets.logging.set_verbosity(level)
@@ -141,17 +140,12 @@ def _told_in_one_line(datasets: Any, place: str, what: str) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _wanted(name: str, split: str | None, there: list[str]) -> dict[str, str | None]:
     """Which of the splits that are there are read, as which split of ours; None: to be divided, or all train."""
     known = ", ".join(there)
     if split is not None:
         if split not in there:
-            close = difflib.get_close_matches(split, there, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            hint = did_you_mean(split, there)
             raise UserError(f"hf:{name}: no split {split!r}; it has {known}{hint}")
         return {split: None}
     if len(there) == 1:

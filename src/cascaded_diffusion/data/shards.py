@@ -20,7 +20,7 @@ from typing import Any
 
 from cascaded_diffusion.data.sources import Bad
 from cascaded_diffusion.data.streams import Label, Part, Record, Stream
-from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.errors import UserError, one_line
 from cascaded_diffusion.extras import load_extra
 
 __all__ = ["MAX_MEMBER", "open_shards"]
@@ -106,10 +106,6 @@ class _Samples:
                 yield Record(str(shard), None, Bad(f"no KEY.{', KEY.'.join(_IMAGES)} in it"))
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 class _Header(tarfile.TarInfo):
     """A member's header, of which no part that is read into memory may be of absurd size."""
 
@@ -141,7 +137,7 @@ class _Members:
                         yield {"fname": member.name, "data": self._data(tar, member), "__url__": str(self.shard)}
                     self.last = member.name
         except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
-            self.damage = Bad(f"the rest of the shard cannot be read ({_one_line(error)})")
+            self.damage = Bad(f"the rest of the shard cannot be read ({one_line(error)})")
 
     def refuse(self, error: Exception) -> bool:
         """Webdataset's handler of errors: a member that is there twice."""
@@ -186,7 +182,7 @@ def _label(sample: dict[str, Any]) -> Label | Bad:
         if "cls" in sample and re.fullmatch(r"-?[0-9]{1,9}", text):
             value = int(text)
     except (ValueError, RecursionError, AttributeError) as error:
-        return Bad(f"its class cannot be read ({_one_line(error)})")
+        return Bad(f"its class cannot be read ({one_line(error)})")
     if isinstance(value, str):
         if not value or not value.isprintable():
             return Bad(f"its class {value!r} is no number and no name")

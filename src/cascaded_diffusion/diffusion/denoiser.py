@@ -92,7 +92,7 @@ class DiffusionConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        self._check_modern()
+        self._check_combinations()
         if self.noise_schedule.is_continuous:
             if self.noise_embedding == "step":
                 raise ValueError(
@@ -109,7 +109,7 @@ class DiffusionConfig(StrictModel):
             )
         return self
 
-    def _check_modern(self) -> None:
+    def _check_combinations(self) -> None:
         if self.sigma_data is not None and self.prediction != "edm":
             raise ValueError(f"sigma_data: {self.sigma_data:g} needs prediction: edm, not {self.prediction}")
         if self.variance == "learned":
@@ -130,6 +130,8 @@ class Diffusion:
     Attributes:
         config: what it was built from.
         schedule: the noise schedule.
+        embedding: what tells the network of the noise level, the default settled.
+        sigma_data: EDM's root mean square of the images, the default settled.
     """
 
     def __init__(self, config: DiffusionConfig) -> None:

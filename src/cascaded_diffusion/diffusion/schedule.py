@@ -183,7 +183,7 @@ def _discrete_alpha_bar(config: ScheduleConfig, timesteps: int) -> np.ndarray:
 
 
 class Schedule:
-    """A schedule ready for use; all in float64 on the CPU, since it is only ever asked for scalars.
+    """A schedule ready for use, in float64 on the CPU: float32 would lose what is left of noise near the image.
 
     Attributes:
         config: what it was built from.

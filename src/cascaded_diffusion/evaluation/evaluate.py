@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cascaded_diffusion.cache import cache_folder
 from cascaded_diffusion.data.prepared import PreparedData
-from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.errors import UserError, one_line
 from cascaded_diffusion.evaluation.cas import CasConfig, classification_accuracy_score, measure_accuracy
 from cascaded_diffusion.evaluation.colour import colour_drift
 from cascaded_diffusion.evaluation.evidence import Evidence, Watch
@@ -123,7 +123,7 @@ def evaluate_images(
         except (ValueError, RuntimeError, MemoryError, OSError) as error:
             if not found:
                 raise
-            _LOG.warning("cas was not measured (%s); the other scores stand", " ".join(str(error).split()))
+            _LOG.warning("cas was not measured (%s); the other scores stand", one_line(error))
     return found
 
 
@@ -139,9 +139,10 @@ def _scores(evidence: Evidence, metrics: Sequence[str], splits: Sequence[str]) -
     found: dict[str, Score] = {}
     failed: list[UserError] = []
     for metric, of_split in (("fd", _frechet), ("kid", _kernel), ("pr", _precision_recall)):
-        for split in splits if metric in metrics else ():
-            suffix = "" if split == splits[0] else f"_{split}"
-            found |= {f"{key}{suffix}": score for key, score in of_split(evidence, split).items()}
+        if metric in metrics:
+            for split in splits:
+                suffix = "" if split == splits[0] else f"_{split}"
+                found |= {f"{key}{suffix}": score for key, score in of_split(evidence, split).items()}
     for metric, once in (
         ("is", _inception),
         ("nn", _memorisation),

@@ -153,11 +153,11 @@ class Evidence:
             return None
         if self.labels.min() < 0 or self.labels.max() >= classes or not self._real:
             return None
-        # The split gathered last is held out from training if any is.
-        last = list(self._real.values())[-1]
-        assert last.predicted is not None  # by the same classifier as the samples' logits
+        # The last split is the one held out from training, if there are two.
+        real = next(self._real[split] for split in reversed(self.data.splits) if split in self._real)
+        assert real.predicted is not None  # by the same classifier as the samples' logits
         samples = np.mean(logits.argmax(dim=1).numpy() == self.labels)
-        return float(samples), float(np.mean(last.predicted.numpy() == last.labels))
+        return float(samples), float(np.mean(real.predicted.numpy() == real.labels))
 
     @cached_property
     def _label_doubts(self) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cascaded_diffusion.data.fashion_mnist import CLASS_NAMES
-from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.errors import UserError, did_you_mean
 
 __all__ = [
     "Extractor",
@@ -104,8 +103,7 @@ def load_extractor(name: str, *, device: torch.device) -> Extractor:
         from cascaded_diffusion.evaluation.extractors.classifier import ClassifierExtractor
 
         return ClassifierExtractor(path, _key_name(path, path.resolve().name), device=device)
-    close = difflib.get_close_matches(name, (FASHION_MNIST, EFFICIENTNET, INCEPTION), n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
+    hint = did_you_mean(name, (FASHION_MNIST, EFFICIENTNET, INCEPTION))
     kind = "a file, but not a .pt2" if path.is_file() else "not an extractor"
     raise UserError(f"features: {name!r} is {kind}; allowed: {_CHOICES}{hint}")
 

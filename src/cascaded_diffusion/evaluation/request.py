@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from cascaded_diffusion.data.prepared import PreparedData
-from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.errors import UserError, did_you_mean
 from cascaded_diffusion.evaluation.features import Extractor
 
 __all__ = [
@@ -71,8 +70,7 @@ def chosen_metrics(given: str | Sequence[str]) -> tuple[str, ...]:
     names = [_ALIASES.get(word, word) for word in _listed("metrics", given)]
     for name in names:
         if name not in METRICS:
-            close = difflib.get_close_matches(name, METRICS, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            hint = did_you_mean(name, METRICS)
             raise UserError(f"metrics: {name!r} is not known; allowed: {', '.join(METRICS)}{hint}")
     return tuple(dict.fromkeys(names))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cascaded_diffusion.cascade.manifest import MANIFEST_FILE, CascadeManifest
-from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.errors import UserError, one_line
 from cascaded_diffusion.extras import load_extra, transport_errors
 
 __all__ = ["CARD_FILE", "SAMPLES_FILE", "check_repository", "is_repository", "pull", "push"]
@@ -134,7 +134,7 @@ def _told(repository: str, revision: str | None, endpoint: str | None) -> Iterat
     try:
         yield
     except errors.HFValidationError as error:
-        raise UserError(f"hub: {repository!r} is not the name of a repository ({_one_line(error)})") from None
+        raise UserError(f"hub: {repository!r} is not the name of a repository ({one_line(error, 200)})") from None
     except errors.RevisionNotFoundError:
         raise UserError(f"hub: {repository} has no revision {revision!r} on {place}") from None
     except errors.LocalEntryNotFoundError as error:
@@ -144,8 +144,8 @@ def _told(repository: str, revision: str | None, endpoint: str | None) -> Iterat
     except transport_errors() as error:
         raise _unreachable(repository, place, error) from None
     except RuntimeError as error:  # what the library makes of any failure of one file's upload
-        cause = f" ({_one_line(error.__cause__)})" if error.__cause__ is not None else ""
-        raise RuntimeError(f"hub: {repository}: {_one_line(error)}{cause}") from None
+        cause = f" ({one_line(error.__cause__, 200)})" if error.__cause__ is not None else ""
+        raise RuntimeError(f"hub: {repository}: {one_line(error, 200)}{cause}") from None
     finally:
         logger.setLevel(level)
 
@@ -161,15 +161,13 @@ def _refused(errors: Any, repository: str, place: str, error: Any) -> Exception:
         return UserError(f"hub: {repository}: {place} does not know you; {_LOGIN}")
     if status == 403:
         return UserError(f"hub: {repository}: {place} does not allow it with this token; {_LOGIN} for one that may")
-    return RuntimeError(f"hub: {repository}: {place} answered {status} ({_one_line(error)})")
+    return RuntimeError(f"hub: {repository}: {place} answered {status} ({one_line(error, 200)})")
 
 
 def _unreachable(repository: str, place: str, error: BaseException) -> Exception:
     if getattr(error, "response", None) is not None:
         errors = load_extra("huggingface_hub.errors", "hub", f"hub: {repository}")
         return _refused(errors, repository, place, error)
-    return RuntimeError(f"hub: {repository}: {place} does not answer, and it is not in the cache ({_one_line(error)})")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return RuntimeError(
+        f"hub: {repository}: {place} does not answer, and it is not in the cache ({one_line(error, 200)})"
+    )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cascaded_diffusion.cache import cache_folder
+from cascaded_diffusion.errors import one_line
 
 __all__ = ["CompileChoice", "compiled", "cuda_graphs", "wants_compiling"]
 
@@ -76,7 +77,7 @@ class _OrPlain:
             out: Tensor = self._call(*args, **kwargs)
             return out
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
-            line = " ".join(str(error).split())[:300]
+            line = one_line(error, 300)
             warnings.warn(f"torch.compile failed ({line}); the network runs uncompiled, slower", stacklevel=2)
             self._call = self._network
         plain: Tensor = self._call(*args, **kwargs)

@@ -13,7 +13,7 @@ from typing import IO
 
 import numpy as np
 
-from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.errors import UserError, one_line
 from cascaded_diffusion.reading.npy import NpyHeader, read_npy_header
 from cascaded_diffusion.reading.plain import open_file, size_of
 
@@ -59,7 +59,7 @@ def open_zip(path: Path, wrong: str) -> Iterator[zipfile.ZipFile]:
         except UserError:
             raise
         except DAMAGE as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             raise UserError(f"{path}: {wrong} ({reason})") from None
 
 

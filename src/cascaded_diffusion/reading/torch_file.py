@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.errors import UserError, first_line
 from cascaded_diffusion.reading.archive import check_member, open_zip
 from cascaded_diffusion.reading.plain import open_file, size_of
 
@@ -141,5 +141,5 @@ def load_foreign_weights(path: Path, largest: int) -> Any:
         # Mapped, a large file need not be in memory twice.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except TORCH_DAMAGE as error:
-        line = (str(error).splitlines() or [type(error).__name__])[0]
+        line = first_line(error)
         raise UserError(f"{path}: {wrong} ({line})") from None

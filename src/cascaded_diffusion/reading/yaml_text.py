@@ -127,5 +127,7 @@ def _check_keys(value: Any) -> None:
         for key in value:
             if not isinstance(key, str):
                 raise yaml.YAMLError(f"the key {key!r} is not text; put it in quotes")
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _check_keys(inner)
+            _check_keys(value[key])
+    elif isinstance(value, list):
+        for inner in value:
+            _check_keys(inner)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +13,7 @@ from cascaded_diffusion.cascade.stage import StageConfig, StageRecipe
 from cascaded_diffusion.config import Name, StrictModel, explain, shorten
 from cascaded_diffusion.diffusion.grid import sampling_grid
 from cascaded_diffusion.diffusion.schedule import Schedule, ScheduleConfig
-from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.errors import UserError, did_you_mean
 from cascaded_diffusion.reading.plain import read_bytes
 from cascaded_diffusion.reading.yaml_text import MOST_BYTES, parse_yaml
 from cascaded_diffusion.recipes.packaged import packaged_names, read_packaged
@@ -103,8 +102,7 @@ def recipe_text(name: str) -> str:
         return read_packaged(name)
     path = Path(name)
     if not path.is_file():
-        close = difflib.get_close_matches(name, packaged_names(), n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = did_you_mean(name, packaged_names())
         raise UserError(
             f"recipe: {name!r} is neither a file nor a packaged recipe ({', '.join(packaged_names())}){hint}"
         )
@@ -155,8 +153,7 @@ def _apply(raw: dict[str, Any], overrides: list[tuple[list[str], Any]], stage: s
         setting = ".".join(path)
         if path[0] == "stages" and len(path) > 2:
             if path[1] not in stages:
-                close = difflib.get_close_matches(path[1], stages, n=1)
-                hint = f"; did you mean {close[0]}?" if close else ""
+                hint = did_you_mean(path[1], stages)
                 raise UserError(f"--set: {setting}: no stage {path[1]!r}; allowed: {', '.join(stages)}{hint}")
             _put(stages[path[1]], path[2:], value, setting)
         elif path[0] in StageRecipe.model_fields and path[0] != "name":
@@ -167,9 +164,8 @@ def _apply(raw: dict[str, Any], overrides: list[tuple[list[str], Any]], stage: s
             _put(raw, path, value, setting)
         else:
             allowed = sorted((StageRecipe.model_fields.keys() | Recipe.model_fields.keys()) - {"name"})
-            close = difflib.get_close_matches(path[0], allowed, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise UserError(f"--set: unknown key {setting!r}; {hint}allowed first words: {', '.join(allowed)}")
+            hint = did_you_mean(path[0], allowed)
+            raise UserError(f"--set: unknown key {setting!r}{hint or ';'} allowed first words: {', '.join(allowed)}")
 
 
 def load_recipe(name: str, *, overrides: Sequence[str] = (), stage: str | None = None) -> Recipe:

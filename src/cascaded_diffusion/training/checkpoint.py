@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from cascaded_diffusion.cascade.stage import load_weights
-from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.errors import UserError, first_line
 from cascaded_diffusion.files import read_json, sha256_of, sync_folder, write_json
 from cascaded_diffusion.reading.plain import refuse_outside
 from cascaded_diffusion.reading.torch_file import TORCH_DAMAGE, check_torch_file
@@ -281,7 +281,7 @@ def load_optimizer(folder: Path, parameters: Sequence[Tensor]) -> dict[str, Any]
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except TORCH_DAMAGE as error:
-        line = (str(error).splitlines() or [type(error).__name__])[0]
+        line = first_line(error)
         raise UserError(f"{path}: not an optimizer's state ({line})") from None
     if not isinstance(state, dict) or not isinstance(state.get("state"), dict) or "param_groups" not in state:
         raise UserError(f"{path}: not an optimizer's state (no state and param_groups in it)")

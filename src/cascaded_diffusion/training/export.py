@@ -30,7 +30,11 @@ def stage_from_run(run: Path, *, images: int | None = None, ema: str | None = No
     Args:
         run: the run folder.
         images: which checkpoint.
-        ema: half-life of the average in images, or ``raw``; default the first of training.ema_half_lives.
+        ema: half-life of the average in images, relative length of a power-function average such as ``0.05``, or
+            ``raw``; default the first of training.ema_half_lives.
+
+    Raises:
+        UserError: not a run, no such checkpoint or average, or only one from before the first step.
     """
     refuse_outside(run, run / CONFIG_FILE)
     config = StageConfig.load(run / CONFIG_FILE)

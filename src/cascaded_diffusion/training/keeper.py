@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cascaded_diffusion.data.prepared import PreparedData
-from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.errors import UserError, one_line
 from cascaded_diffusion.files import reason
 from cascaded_diffusion.memory import is_out_of_memory, release_cached
 from cascaded_diffusion.ranks import current_ranks, from_main, on_main
@@ -188,9 +188,8 @@ class Keeper:
         if saved is None:
             return "there is no checkpoint yet"
         lost = self._state.images - saved
-        return f"the checkpoint at {saved:,} images stands" + (
-            f", {lost:,} images of training are not in it" * bool(lost)
-        )
+        without = f", {lost:,} images of training are not in it" if lost else ""
+        return f"the checkpoint at {saved:,} images stands{without}"
 
     def finish(self) -> Path:
         """Save what is not saved yet and return the last checkpoint; every process must ask for it.
@@ -244,6 +243,6 @@ class Keeper:
                 self._save()
             self._log.flush()
         except (OSError, RuntimeError) as error:
-            line = reason(error) if isinstance(error, OSError) else " ".join(str(error).split())[:200]
+            line = reason(error) if isinstance(error, OSError) else one_line(error, 200)
             return f"the state could not be saved ({line}); {self.what_stands()}"
         return f"all {self._state.images:,} images of training are saved"

@@ -15,7 +15,7 @@ from cascaded_diffusion.cascade.stage import StageConfig
 from cascaded_diffusion.data.prepared import PreparedData
 from cascaded_diffusion.diffusion.grid import sampling_grid
 from cascaded_diffusion.diffusion.schedule import Schedule
-from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.errors import UserError, one_line
 from cascaded_diffusion.memory import is_out_of_memory
 from cascaded_diffusion.ranks import current_ranks, highest
 from cascaded_diffusion.reading.json_text import read_json_lines
@@ -197,7 +197,7 @@ def _rescued(trainer: Trainer, keeper: Keeper) -> Iterator[None]:
     except (UserError, RuntimeError, OSError, MemoryError) as error:
         if isinstance(error, UserError) and trainer.state.images == began:
             raise  # nothing is lost, and the person can put it right
-        told = trainer.memory_advice() if is_out_of_memory(error) else " ".join(str(error).split())
+        told = trainer.memory_advice() if is_out_of_memory(error) else one_line(error)
         saved = keeper.rescue() if trainer.is_whole else keeper.what_stands()
         raise RuntimeError(f"{told}; {saved}") from error
 

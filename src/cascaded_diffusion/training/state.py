@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cascaded_diffusion.cascade.stage import StageConfig, build_network
-from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.errors import UserError, one_line
 from cascaded_diffusion.networks.unet import UNet
 from cascaded_diffusion.precision import computes_in_bf16
 from cascaded_diffusion.randomness import derive_seed
@@ -246,7 +246,7 @@ class TrainingState:
             self._load_optimizer(folder)
             self.guard = Guard.from_json(manifest["guard"]) if "guard" in manifest else Guard()
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-            line = " ".join(str(error).split())[:300]
+            line = one_line(error, 300)
             raise UserError(f"{folder}: does not fit this stage's network or optimizer ({line})") from None
         self.images = int(manifest["images"])
 

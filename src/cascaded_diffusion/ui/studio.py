@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from cascaded_diffusion.cascade.chain import Cascade
-from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.errors import UserError, one_line
 from cascaded_diffusion.ui import view
 from cascaded_diffusion.ui.command import Origin, enlarge_command, link_query, read_link, sample_command
 from cascaded_diffusion.ui.limits import PageLimits, StageLimits
@@ -296,7 +296,7 @@ class Studio:
 
 
 def _wrong(error: UserError) -> Frame:
-    return Frame(view.complaint(" ".join(str(error).split())), ended=True)
+    return Frame(view.complaint(one_line(error)), ended=True)
 
 
 def _failure(run: Run) -> str:

@@ -16,7 +16,7 @@ from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.evaluation.features import Features
 from cascaded_diffusion.evaluation.resizing import RESIZE_RULE, bicubic
 
-__all__ = ["NetworkExtractor", "NetworkInput", "first_line", "match_channels", "plain_arithmetic"]
+__all__ = ["NetworkExtractor", "NetworkInput", "match_channels", "plain_arithmetic"]
 
 
 class NetworkInput(NamedTuple):
@@ -39,11 +39,6 @@ def match_channels(pixels: Tensor, channels: int) -> Tensor:
     if {given, channels} != {1, 3}:
         raise UserError(f"images: {given} channels; this extractor takes grey or RGB images ({channels} inside)")
     return pixels.expand(-1, 3, -1, -1) if channels == 3 else pixels.mean(1, keepdim=True)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says; torch's say a lot."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextlib.contextmanager

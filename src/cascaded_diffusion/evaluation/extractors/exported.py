@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.errors import UserError, first_line
 from cascaded_diffusion.evaluation.extractors.base import (
     NetworkExtractor,
     NetworkInput,
-    first_line,
     plain_arithmetic,
 )
 from cascaded_diffusion.files import sha256_of

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.evaluation.extractors.base import NetworkExtractor, NetworkInput, first_line
+from cascaded_diffusion.errors import UserError, first_line
+from cascaded_diffusion.evaluation.extractors.base import NetworkExtractor, NetworkInput
 from cascaded_diffusion.evaluation.resizing import RESIZE_RULE
 from cascaded_diffusion.files import sha256_of
 from cascaded_diffusion.reading.torch_file import load_foreign_weights

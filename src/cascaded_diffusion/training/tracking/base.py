@@ -5,7 +5,6 @@ A tracker shows what a run writes; it never decides anything, so the same run wi
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import json
 import sys
@@ -17,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.errors import UserError, did_you_mean
 
 __all__ = [
     "PROJECT",
@@ -98,8 +97,7 @@ def check_trackers(names: Iterable[str]) -> tuple[str, ...]:
     wanted = tuple(dict.fromkeys(names))
     for name in wanted:
         if name not in TRACKERS:
-            close = difflib.get_close_matches(name, TRACKERS, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            hint = did_you_mean(name, TRACKERS)
             raise UserError(f"track: {name!r} is not known; allowed: {', '.join(TRACKERS)}{hint}")
         if importlib.util.find_spec(name) is None:
             raise UserError(f"track: {name} is not installed; pip install 'cascaded-diffusion[{name}]'")

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from cascaded_diffusion.cascade.stage import StageConfig
+from cascaded_diffusion.errors import one_line
 from cascaded_diffusion.ranks import current_ranks
 from cascaded_diffusion.training.run import METRICS_FILE, MetricsLog
 from cascaded_diffusion.training.tracking.base import (
@@ -57,7 +58,7 @@ class Channel:
             yield
         except Exception as error:  # noqa: BLE001 - each client has errors of its own, and none may end a run of days
             self._tracker = None
-            words = " ".join(str(error).split())[:300]
+            words = one_line(error, 300)
             self._note(
                 f"warning: {self.name}: switched off until the next start ({type(error).__name__}: {words}); "
                 f"{METRICS_FILE} goes on"
@@ -207,8 +208,9 @@ def follow(
 def _catch_up(channel: Channel, run: Path, images: int) -> None:
     """Tell a channel the lines and previews up to ``images``; it leaves out those that it knows."""
     path = run / METRICS_FILE
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        channel.row(json.loads(line))
+    if path.exists():
+        for line in path.read_bytes().splitlines():
+            channel.row(json.loads(line))
     for path in sorted((run / "previews").glob("*.png")):
         if path.stem.isascii() and path.stem.isdigit() and int(path.stem) <= images:
             with channel.shielded():
