@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import cascaded_diffusion
+from cascaded_diffusion import PreparedData, Stage, StageConfig, load_extractor, prepare, read_metrics, train
+from cascaded_diffusion.cascade.stage import build_network
 from cascaded_diffusion.version import VERSION
 
 HEAVY = ("torch", "numpy", "pydantic", "PIL", "yaml", "safetensors", "rich")
@@ -77,6 +79,19 @@ def test_every_public_name_is_there() -> None:
         assert getattr(cascaded_diffusion, name) is not None
     assert set(cascaded_diffusion.__all__) <= set(dir(cascaded_diffusion))
     assert {"Cascade", "Schedule", "UNet", "ddim", "train", "prepare"} <= set(cascaded_diffusion.__all__)
+
+
+def test_places_and_devices_may_be_told_in_words(
+    tmp_path: Path, colour_folder: Path, base_config: Callable[..., StageConfig]
+) -> None:
+    data = str(tmp_path / "data")
+    prepare(colour_folder.parent / "colours.npz", data, resolutions=[8], workers=0)
+    train(base_config(8), PreparedData.open(data), str(tmp_path / "run"), device="cpu", max_images=1)
+    assert read_metrics(str(tmp_path / "run"))
+    stage = str(tmp_path / "stage")
+    Stage(base_config(8), build_network(base_config(8))).save(stage)
+    assert Stage.load(stage).config == StageConfig.load(f"{stage}/config.json")
+    assert load_extractor("fashion-mnist", device="cpu").name == "fashion-mnist"
 
 
 def test_unknown_names_are_attribute_errors() -> None:

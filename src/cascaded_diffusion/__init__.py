@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from cascaded_diffusion.diffusion.denoiser import Diffusion as Diffusion
     from cascaded_diffusion.diffusion.denoiser import DiffusionConfig as DiffusionConfig
     from cascaded_diffusion.diffusion.grid import sampling_grid as sampling_grid
+    from cascaded_diffusion.diffusion.samplers import Prediction as Prediction
     from cascaded_diffusion.diffusion.samplers import ancestral as ancestral
     from cascaded_diffusion.diffusion.samplers import ddim as ddim
     from cascaded_diffusion.diffusion.samplers import dpmpp_2m as dpmpp_2m
     from cascaded_diffusion.diffusion.samplers import heun as heun
+    from cascaded_diffusion.diffusion.schedule import Level as Level
     from cascaded_diffusion.diffusion.schedule import Schedule as Schedule
     from cascaded_diffusion.diffusion.schedule import ScheduleConfig as ScheduleConfig
     from cascaded_diffusion.errors import UserError as UserError
@@ -70,7 +72,9 @@ _HOMES = {
     "Diffusion": "diffusion.denoiser",
     "DiffusionConfig": "diffusion.denoiser",
     "FeatureStatistics": "evaluation.statistics",
+    "Level": "diffusion.schedule",
     "NetworkConfig": "networks.unet",
+    "Prediction": "diffusion.samplers",
     "PreparedData": "data.prepared",
     "Recipe": "recipes.recipe",
     "SamplingConfig": "cascade.sampling",

@@ -206,15 +206,12 @@ def _strengths(stage: Stage, sweep: Sweep, default: SamplingConfig, *, truncated
 
 def _why_not(stage: Stage, setting: str, sweep: Sweep, default: SamplingConfig) -> str | None:
     """Why a setting means nothing to a stage, or ``None``."""
-    config, conditioning = stage.config, stage.config.conditioning
+    config = stage.config
     if setting in ("s", "augmentation"):
-        if conditioning is None:
-            return f"{stage.name} is a base stage and has no s"
-        if conditioning.augmentation != "gaussian":
-            return f"{stage.name} was trained with augmentation {conditioning.augmentation} and has no s"
+        return config.why_no_s()
     if setting == "guidance":
-        return _why_no_guidance(stage)
-    if setting == "start" and conditioning is None:
+        return config.why_no_guidance()
+    if setting == "start" and config.conditioning is None:
         return f"{stage.name} is a base stage and has no image to start from"
     if setting == "guide" and stage.guide is None:
         return f"{stage.name} has no guide; cdm assemble --guide gives it one"
@@ -229,17 +226,9 @@ def _why_not(stage: Stage, setting: str, sweep: Sweep, default: SamplingConfig) 
 _OWN = {"endpoints": "schedule", "grid": "grid"}
 
 
-def _why_no_guidance(stage: Stage) -> str | None:
-    if stage.config.classes is None:
-        return f"{stage.name} has no classes to be guided by"
-    if stage.config.training.class_dropout == 0:
-        return f"{stage.name} was trained with training.class_dropout 0 and knows no unguided output"
-    return None
-
-
 def _why_no_interval(stage: Stage, sweep: Sweep, default: SamplingConfig) -> str | None:
     """As :func:`_why_not`: a stage without guidance, or whose guidance is not used at any point."""
-    why_no_guidance = _why_no_guidance(stage)
+    why_no_guidance = stage.config.why_no_guidance()
     if stage.guide is None and why_no_guidance is not None:
         return f"{why_no_guidance}, and it has no guide"
     guidance = (sweep.guidance if why_no_guidance is None else None) or (default.guidance,)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from cascaded_diffusion.cascade.generate import stage_grids
 from cascaded_diffusion.cascade.sampling import SamplingConfig
-from cascaded_diffusion.cascade.stage import Stage
+from cascaded_diffusion.cascade.stage import Stage, StageConfig
 from cascaded_diffusion.conditioning.augmentation import SAMPLING_MODES
 from cascaded_diffusion.config import explain
 from cascaded_diffusion.diffusion.samplers import SamplerName
@@ -36,51 +36,29 @@ class Requests:
     """Stage name to other keys of its sampling settings."""
 
 
-def _gaussian(stage: Stage) -> bool:
-    conditioning = stage.config.conditioning
-    return conditioning is not None and conditioning.augmentation == "gaussian"
-
-
-def _can_guide(stage: Stage) -> bool:
-    return stage.config.classes is not None and stage.config.training.class_dropout > 0
-
-
-def _why_no_s(stage: Stage) -> str:
-    conditioning = stage.config.conditioning
-    what = "is a base stage" if conditioning is None else f"was trained with augmentation {conditioning.augmentation}"
-    return f"{stage.name} {what} and has no s"
-
-
-def _why_no_guidance(stage: Stage) -> str:
-    if stage.config.classes is None:
-        return f"{stage.name} has no classes to be guided by"
-    return f"{stage.name} was trained with training.class_dropout 0 and knows no unguided output"
-
-
 def _spread(
     what: str,
     choice: Choice,
     stages: Sequence[Stage],
-    applies: Callable[[Stage], bool],
-    why_not: Callable[[Stage], str],
+    why_not: Callable[[StageConfig], str | None],
     neutral: Any,
 ) -> dict[str, Any]:
     """A choice as stage name -> value. One value for all goes to the stages it can mean something to."""
-    names = [stage.name for stage in stages]
+    reasons = {stage.name: why_not(stage.config) for stage in stages}
     if choice is None:
         return {}
     if not isinstance(choice, Mapping):
-        able = [stage.name for stage in stages if applies(stage)]
+        able = [name for name, reason in reasons.items() if reason is None]
         if not able and choice != neutral:
-            raise UserError(f"{what}: {choice} has no effect here: {'; '.join(map(why_not, stages))}")
+            raise UserError(f"{what}: {choice} has no effect here: {'; '.join(filter(None, reasons.values()))}")
         return dict.fromkeys(able, choice)
     for name in choice:
-        if name not in names:
-            raise UserError(f"{what}: no stage {name!r} in use; allowed: {', '.join(names)}")
-    for stage in stages:
-        if stage.name in choice and not applies(stage) and choice[stage.name] != neutral:
-            raise UserError(f"{what}: {why_not(stage)}; remove {stage.name}={choice[stage.name]}")
-    return {stage.name: choice[stage.name] for stage in stages if stage.name in choice and applies(stage)}
+        if name not in reasons:
+            raise UserError(f"{what}: no stage {name!r} in use; allowed: {', '.join(reasons)}")
+    for name, reason in reasons.items():
+        if name in choice and reason is not None and choice[name] != neutral:
+            raise UserError(f"{what}: {reason}; remove {name}={choice[name]}")
+    return {name: choice[name] for name, reason in reasons.items() if name in choice and reason is None}
 
 
 def _number(what: str, stage: Stage, value: Any, low: float, high: float) -> float:
@@ -157,7 +135,7 @@ def resolve_settings(
             changes["sampler"] = _one_of("sampler", stage, changes["sampler"], get_args(SamplerName))
         if "guidance" in changes:
             changes["guidance"] = _number("guidance", stage, changes["guidance"], 0, 100)
-        if _gaussian(stage):
+        if stage.config.why_no_s() is None:
             why = None if truncated.get(stage.name) else "was assembled with --no-truncated"
             if position == 0:
                 why = "starts from given images"
@@ -174,15 +152,15 @@ def resolve_settings(
 def _spread_all(stages: Sequence[Stage], requests: Requests) -> dict[str, dict[str, Any]]:
     """Every request as setting -> stage name -> value, for the stages that it means something to."""
 
-    def always(stage: Stage) -> bool:
-        return True
+    def always(config: StageConfig) -> None:
+        """It means something to every stage."""
 
     choices = {
-        "steps": _spread("steps", requests.steps, stages, always, str, None),
-        "sampler": _spread("sampler", requests.sampler, stages, always, str, None),
-        "augmentation": _spread("augmentation", requests.augmentation, stages, _gaussian, _why_no_s, "none"),
-        "s": _spread("s", requests.s, stages, _gaussian, _why_no_s, None),
-        "guidance": _spread("guidance", requests.guidance, stages, _can_guide, _why_no_guidance, 1.0),
+        "steps": _spread("steps", requests.steps, stages, always, None),
+        "sampler": _spread("sampler", requests.sampler, stages, always, None),
+        "augmentation": _spread("augmentation", requests.augmentation, stages, StageConfig.why_no_s, "none"),
+        "s": _spread("s", requests.s, stages, StageConfig.why_no_s, None),
+        "guidance": _spread("guidance", requests.guidance, stages, StageConfig.why_no_guidance, 1.0),
     }
     if isinstance(requests.augmentation, str):  # also where no stage would look at it
         _one_of("augmentation", stages[0], requests.augmentation, SAMPLING_MODES)
@@ -201,7 +179,7 @@ def _check_more(stage: Stage, settings: SamplingConfig) -> None:
     if settings.guide != 1 and stage.guide is None:
         raise UserError(f"guide: {settings.guide:g} needs a guide for {stage.name}; cdm assemble --guide gives it one")
     if settings.guidance != 1 and stage.config.classes is None:
-        raise UserError(f"guidance: {_why_no_guidance(stage)}; allowed 1")
+        raise UserError(f"guidance: {stage.config.why_no_guidance()}; allowed 1")
     try:
         stage.config.check_sampling(settings)
     except ValueError as error:

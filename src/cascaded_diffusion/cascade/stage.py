@@ -15,6 +15,7 @@ from cascaded_diffusion.cascade.sampling import SamplingConfig
 from cascaded_diffusion.conditioning.augmentation import ConditioningConfig
 from cascaded_diffusion.config import ClassNames, Name, StrictModel, explain
 from cascaded_diffusion.diffusion.denoiser import Diffusion, DiffusionConfig, NetworkCall
+from cascaded_diffusion.diffusion.grid import sampling_grid
 from cascaded_diffusion.diffusion.schedule import Schedule, ScheduleConfig
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import read_json, write_json
@@ -112,6 +113,17 @@ class StageRecipe(StrictModel):
                 f"sampling.guidance: {sampling.guidance:g} needs training.class_dropout above 0; allowed 1"
             )
 
+    def check_sampling_grid(self) -> None:
+        """``UserError`` for default sampling steps that the stage's schedule cannot give."""
+        sampling = self.sampling
+        sampling_grid(
+            Schedule(self.diffusion.noise_schedule),
+            sampling.steps,
+            endpoints=sampling.endpoints,
+            sigmas=sampling.sigmas,
+            start=sampling.start,
+        )
+
 
 class StageConfig(StageRecipe):
     """One stage as its run and stage folders record it: the recipe's part and what the data settled."""
@@ -137,11 +149,27 @@ class StageConfig(StageRecipe):
         """Default settings as they act on this stage: without classes there is nothing to be guided by."""
         return sampling if self.classes is not None else sampling.model_copy(update={"guidance": 1.0})
 
+    def why_no_s(self) -> str | None:
+        """Why s means nothing to the stage, or ``None`` if it does."""
+        if self.conditioning is None:
+            return f"{self.name} is a base stage and has no s"
+        if self.conditioning.augmentation != "gaussian":
+            return f"{self.name} was trained with augmentation {self.conditioning.augmentation} and has no s"
+        return None
+
+    def why_no_guidance(self) -> str | None:
+        """Why classifier-free guidance means nothing to the stage, or ``None`` if it does."""
+        if self.classes is None:
+            return f"{self.name} has no classes to be guided by"
+        if self.training.class_dropout == 0:
+            return f"{self.name} was trained with training.class_dropout 0 and knows no unguided output"
+        return None
+
     @classmethod
-    def load(cls, path: Path) -> StageConfig:
+    def load(cls, path: str | Path) -> StageConfig:
         """Read a ``config.json``; ``UserError`` names the key that is wrong."""
         try:
-            return cls.model_validate(read_json(path))
+            return cls.model_validate(read_json(Path(path)))
         except ValidationError as error:
             raise UserError(f"{path}: {explain(error)}") from None
 
@@ -252,12 +280,13 @@ class Stage:
         return self.config.name
 
     @classmethod
-    def load(cls, folder: Path, *, guided: bool = False) -> Stage:
+    def load(cls, folder: str | Path, *, guided: bool = False) -> Stage:
         """Open a stage folder, with ``guided`` also the guide in its sub-folder ``guide``.
 
         Raises:
             UserError: a file is missing, damaged, or does not fit the other.
         """
+        folder = Path(folder)
         refuse_outside(folder, folder / CONFIG_FILE, folder / WEIGHTS_FILE)
         config = StageConfig.load(folder / CONFIG_FILE)
         network = empty_network(config)
@@ -273,7 +302,7 @@ class Stage:
             self.guide.to(device)
         return self
 
-    def save(self, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
+    def save(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write the stage folder with the weights in ``dtype``: float16 halves them; loaded they are float32 again.
 
         Raises:
@@ -281,6 +310,7 @@ class Stage:
         """
         if self.is_rounded:
             raise UserError(f"{self.name}: accelerate(precision=bf16) has rounded its weights for good; save it before")
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {key: value.to(dtype) for key, value in self.network.state_dict().items()}
         write_tensors(state, folder / WEIGHTS_FILE)

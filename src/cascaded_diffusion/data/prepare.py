@@ -39,8 +39,8 @@ def _no_progress(what: str, done: int, total: int | None) -> None:
 
 
 def prepare(
-    source: str,
-    out: Path,
+    source: str | Path,
+    out: str | Path,
     *,
     resolutions: Sequence[int],
     val: float | None = None,
@@ -80,6 +80,7 @@ def prepare(
     Raises:
         UserError: for anything wrong with the arguments, the source or ``out``; it names the file.
     """
+    source, out = str(source), Path(out)
     options = Options.checked(resolutions, val, limit, skip_bad, allow_upscale, compress)
     is_stream = source.startswith(PREFIXES)
     if columns not in (None, Columns()) and not source.startswith("hf:"):

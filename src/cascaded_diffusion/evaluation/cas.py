@@ -156,8 +156,8 @@ def classification_accuracy_score(
     val: Split,
     *,
     config: CasConfig | None = None,
-    device: torch.device,
-    cache: Path | None = None,
+    device: str | torch.device,
+    cache: str | Path | None = None,
     watch: Watch | None = None,
 ) -> CasResult:
     """Train on samples alone and on as many real images of each class, and test both on real held-out images.
@@ -178,6 +178,7 @@ def classification_accuracy_score(
         UserError: images, labels or data that do not go together.
     """
     settings = config or CasConfig()
+    device, cache = torch.device(device), None if cache is None else Path(cache)
     classes = _check(images, labels, train, val)
     resolution = images.shape[1]
     chosen = _like_counted(train.labels, labels, classes)

@@ -70,7 +70,7 @@ class Extractor(Protocol):
         """Features of uint8 images (N, R, R, C)."""
 
 
-def load_extractor(name: str, *, device: torch.device) -> Extractor:
+def load_extractor(name: str, *, device: str | torch.device) -> Extractor:
     """Open an extractor on a device.
 
     Args:
@@ -81,6 +81,7 @@ def load_extractor(name: str, *, device: torch.device) -> Extractor:
     Raises:
         UserError: no such extractor, a package it needs is not installed, or its file does not hold what it should.
     """
+    device = torch.device(device)
     # Each one is imported when asked for: what the others need may not be installed.
     if name == FASHION_MNIST:
         from cascaded_diffusion.evaluation.extractors.classifier import ClassifierExtractor

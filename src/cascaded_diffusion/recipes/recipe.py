@@ -11,8 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from cascaded_diffusion.cascade.stage import StageConfig, StageRecipe
 from cascaded_diffusion.config import Name, StrictModel, explain, shorten
-from cascaded_diffusion.diffusion.grid import sampling_grid
-from cascaded_diffusion.diffusion.schedule import Schedule, ScheduleConfig
+from cascaded_diffusion.diffusion.schedule import ScheduleConfig
 from cascaded_diffusion.errors import UserError, did_you_mean
 from cascaded_diffusion.reading.plain import read_bytes
 from cascaded_diffusion.reading.yaml_text import MOST_BYTES, parse_yaml
@@ -44,15 +43,8 @@ class Recipe(StrictModel):
         for low, high in pairwise(self.stages):
             _check_pair(low, high)
         for stage in self.stages:
-            sampling = stage.sampling
             try:
-                sampling_grid(
-                    Schedule(stage.diffusion.noise_schedule),
-                    sampling.steps,
-                    endpoints=sampling.endpoints,
-                    sigmas=sampling.sigmas,
-                    start=sampling.start,
-                )
+                stage.check_sampling_grid()
             except UserError as error:
                 raise ValueError(f"stages.{stage.name}.sampling.{error}") from None
         return self

@@ -13,8 +13,6 @@ import torch
 
 from cascaded_diffusion.cascade.stage import StageConfig
 from cascaded_diffusion.data.prepared import PreparedData
-from cascaded_diffusion.diffusion.grid import sampling_grid
-from cascaded_diffusion.diffusion.schedule import Schedule
 from cascaded_diffusion.errors import UserError, one_line
 from cascaded_diffusion.memory import is_out_of_memory
 from cascaded_diffusion.ranks import current_ranks, highest
@@ -58,27 +56,12 @@ def _target(config: StageConfig, max_images: int | None) -> int:
     return -(-wanted // batch) * batch
 
 
-def _check_sampling(config: StageConfig) -> None:
-    """Refuse sampling settings that the stage's schedule cannot give, before the first preview asks for them."""
-    sampling = config.sampling
-    try:
-        sampling_grid(
-            Schedule(config.diffusion.noise_schedule),
-            sampling.steps,
-            endpoints=sampling.endpoints,
-            sigmas=sampling.sigmas,
-            start=sampling.start,
-        )
-    except UserError as error:
-        raise UserError(f"{config.name}: sampling.{error}") from None
-
-
 def train(
     config: StageConfig,
     data: PreparedData,
-    run: Path,
+    run: str | Path,
     *,
-    device: torch.device,
+    device: str | torch.device,
     max_images: int | None = None,
     max_seconds: float | None = None,
     allow_changes: bool = False,
@@ -109,8 +92,12 @@ def train(
         RuntimeError: the run failed; the message says what of it is saved.
     """
     started = time.perf_counter()
+    run, device = Path(run), torch.device(device)
     check_trackers(trackers)
-    _check_sampling(config)
+    try:
+        config.check_sampling_grid()  # before the first preview asks for it
+    except UserError as error:
+        raise UserError(f"{config.name}: sampling.{error}") from None
     workers = int(device.type != "cpu") if data_workers is None else data_workers
     trainer = Trainer(config, data, device)
     keeper = Keeper(run, trainer.state, data, trackers)
@@ -202,7 +189,7 @@ def _rescued(trainer: Trainer, keeper: Keeper) -> Iterator[None]:
         raise RuntimeError(f"{told}; {saved}") from error
 
 
-def read_metrics(run: Path) -> list[dict[str, Any]]:
+def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     """All whole lines of a run's ``metrics.jsonl``."""
-    path = run / METRICS_FILE
+    path = Path(run) / METRICS_FILE
     return [row for _, row in read_json_lines(path)] if path.exists() else []

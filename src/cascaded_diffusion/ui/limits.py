@@ -167,9 +167,9 @@ def page_limits(cascade: Cascade, most_images: int) -> PageLimits:
 
 def _stage_limits(stage: Stage, default: SamplingConfig, *, truncated: bool) -> StageLimits:
     conditioning = stage.config.conditioning
-    gaussian = conditioning is not None and conditioning.augmentation == "gaussian"
+    gaussian = stage.config.why_no_s() is None
     modes = tuple(mode for mode in SAMPLING_MODES if mode != "truncated" or truncated) if gaussian else ()
-    guided = stage.config.classes is not None and stage.config.training.class_dropout > 0
+    guided = stage.config.why_no_guidance() is None
     return StageLimits(
         name=stage.name,
         resolution=stage.config.resolution,
