@@ -61,6 +61,9 @@ SIZES = {
     ),
 }
 
+_RMS = {8: 0.80, 16: 0.84, 32: 0.87}
+"""Root mean square of Fashion-MNIST's training images in [-1, 1], by resolution."""
+
 _CONTINUOUS = {"noise_schedule": {"kind": "cosine", "timesteps": None}}
 
 
@@ -97,6 +100,7 @@ class Arm:
 
 _FEW = {"sampling": {"sampler": "dpmpp-2m"}}
 _EDM = {"diffusion": {**_CONTINUOUS, "prediction": "edm", "log_normal": {}}}
+_EDM_RMS = {"diffusion": {**_EDM["diffusion"], "sigma_data": "rms"}}
 _EDM_FEW = {"sampling": {"sampler": "heun", "grid": "edm"}}
 _SLIM = {"scaled_skips": True, "up_after_conv": True, "blocks": "low"}
 _STEPS = {"base": {"sampling": {"steps": 10}}, "sr": {"sampling": {"steps": 5}}}
@@ -110,6 +114,7 @@ ARMS: dict[str, Arm] = {
         both={"diffusion": {**_CONTINUOUS, "prediction": "v", "sigmoid_bias": 0.0}},
     ),
     "edm": Arm("EDM preconditioning, log-normal levels (2206.00364)", both=_EDM),
+    "edm-rms": Arm("EDM with sigma_data that of the images, P_mean moved by as much", both=_EDM_RMS),
     "shift": Arm("log SNR shifted by 2 log(64/R) (2301.11093)", both={"diffusion": {"noise_schedule": "shifted"}}),
     "few-steps": Arm("DPM-Solver++(2M) in 10 + 5 steps (2211.01095)", both=_FEW, **_STEPS, same_training_as="paper"),
     "edm-heun": Arm(
@@ -168,6 +173,13 @@ ARMS: dict[str, Arm] = {
         sr={"sampling": {"steps": 8}},
         same_training_as="edm",
     ),
+    "winners-rms": Arm(
+        "the same with sigma_data that of the images",
+        both={**_EDM_RMS, "sampling": {"sampler": "dpmpp-2m", "grid": "edm"}},
+        base={"sampling": {"steps": 16, "guidance": 1.5, "guidance_interval": [0.3, 5.0]}},
+        sr={"sampling": {"steps": 8}},
+        same_training_as="edm-rms",
+    ),
 }
 
 
@@ -220,6 +232,10 @@ def recipe_of(arm: Arm, size: Size, low: int, high: int, seed: int, precision: s
         if changed["diffusion"]["noise_schedule"] == "shifted":
             shift = 2 * math.log(64 / changed["resolution"])
             changed["diffusion"]["noise_schedule"] = {"kind": "cosine", "timesteps": 1000, "log_snr_shift": shift}
+        if changed["diffusion"].get("sigma_data") == "rms":
+            rms = _RMS[changed["resolution"]]
+            moved = {"p_mean": -1.2 + math.log(rms / 0.5)}  # EDM's is for 0.5
+            changed["diffusion"] = changed["diffusion"] | {"sigma_data": rms, "log_normal": moved}
         if changed["training"] == "crop":
             changed["training"] = {**stage["training"], "crop": high // 2}
         changed["training"] = changed["training"] | {"precision": precision}

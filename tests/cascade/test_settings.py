@@ -177,3 +177,30 @@ def test_where_stages_stop(resolve: Resolve, stages: list[Stage]) -> None:
     assert stop_for(stages[2], settled) == 0
     assert stop_for(None, settled) == 0
     assert stop_for(stages[1], resolve(s=0.25)) == 0
+
+
+@pytest.mark.parametrize(
+    "sampling, told",
+    [
+        ({"endpoints": (1e-4, 0.2), "steps": 100}, ""),
+        (
+            {"endpoints": (1e-4, 0.2), "steps": 10},
+            "sr16: sampling begins with noise, at a level where the image should",
+        ),
+        ({"grid": "edm", "sigma_range": (0.002, 80.0)}, ""),
+        ({"grid": "edm", "sigma_range": (0.002, 5.0)}, "already have 20% of its size"),
+        ({"grid": "edm", "sigma_range": (0.002, 5.0), "start": 0.5}, ""),  # begins with the image in it
+    ],
+)
+def test_noise_where_an_image_should_be_is_warned_of(
+    sampling: dict[str, Any],
+    told: str,
+    random_stage: Callable[..., Stage],
+    sr_config: Configure,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stage = random_stage(sr_config(16, diffusion={"noise_schedule": {"timesteps": None}}))
+    default = stage.config.sampling.model_copy(update={"augmentation": "none", "s": 0.0, "steps": 8, **sampling})
+    resolve_settings([stage], {stage.name: default}, Requests(), truncated={})
+    assert told in caplog.text
+    assert bool(told) == bool(caplog.text)

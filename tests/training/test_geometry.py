@@ -16,7 +16,7 @@ from cascaded_diffusion.diffusion.denoiser import Diffusion
 from cascaded_diffusion.diffusion.schedule import Schedule
 from cascaded_diffusion.pixels import to_float
 from cascaded_diffusion.training.batches import Batch, BatchSource
-from cascaded_diffusion.training.geometry import AUGMENT_FEATURES, crop_at, draw_corner, draw_warp, warp
+from cascaded_diffusion.training.geometry import AUGMENT_FEATURES, crop_at, draw_corner, draw_warp, warp, warp_low_res
 from cascaded_diffusion.training.loop import train
 
 Configure = Callable[..., StageConfig]
@@ -64,7 +64,7 @@ def test_the_map_is_what_is_told() -> None:
 
 
 def test_warp_moves_pixels_where_the_map_says() -> None:
-    images = torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(3, 2, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     flip, shift, quarter = torch.eye(2, 3), torch.eye(2, 3), torch.tensor([[0.0, 1, 0], [-1, 0, 0]])
     flip[0, 0] = -1
     shift[0, 2] = 2 / 8  # from one pixel further right
@@ -108,8 +108,28 @@ def test_image_and_low_resolution_image_are_cropped_alike(sr_config: Configure, 
     assert len(places) > 3
 
 
-def test_augmented_images_match_their_low_resolution_images(sr_config: Configure, grey_data: PreparedData) -> None:
-    """Gradients are straight: warped, an image's area average is nearly the warped low-resolution image."""
+@pytest.mark.parametrize("low", [8, 4])
+def test_augmented_images_match_their_low_resolution_images(
+    low: int, sr_config: Configure, colour_data: PreparedData
+) -> None:
+    """A warped image's area average is the low-resolution image, of noise too, where moving both would not do."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(40, 3, 16, 16, generator=generator) * 2 - 1
+    small = area_downsample(images, low)
+    maps, _ = draw_warp(0, torch.arange(40), 0.3)
+    warped = warp(images, maps)
+    torch.testing.assert_close(warp_low_res(small, maps, warped), area_downsample(warped, low))
+    assert (warp(small, maps) - area_downsample(warped, low)).abs().mean() > 0.05
+    uneven = torch.nn.functional.interpolate(images, size=6, mode="area")
+    assert torch.equal(warp_low_res(uneven, maps, warped), warp(uneven, maps))
+    batch = _batch(
+        sr_config(16, low=low, training={"augment": 1.0}, conditioning={"augmentation": "none"}), colour_data, 0, 40
+    )
+    assert batch.low_res is not None
+    torch.testing.assert_close(batch.low_res, area_downsample(batch.x0, low))
+
+
+def test_augmented_images_are_told_from_others(sr_config: Configure, grey_data: PreparedData) -> None:
     changes = {"training": {"augment": 1.0}, "conditioning": {"augmentation": "none"}}
     batch = _batch(sr_config(16, low=8, channels=1, classes=None, **changes), grey_data, 0, 40)
     assert batch.low_res is not None

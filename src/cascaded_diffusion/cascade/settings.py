@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -15,9 +17,14 @@ from cascaded_diffusion.cascade.stage import Stage, StageConfig
 from cascaded_diffusion.conditioning.augmentation import SAMPLING_MODES
 from cascaded_diffusion.config import explain
 from cascaded_diffusion.diffusion.samplers import SamplerName
+from cascaded_diffusion.diffusion.schedule import Level
 from cascaded_diffusion.errors import UserError
 
 __all__ = ["Choice", "Requests", "resolve_settings", "stop_for"]
+
+_LOG = logging.getLogger(__name__)
+_STILL_NOISE = 0.01
+"""Largest alpha_bar that passes for pure noise: a tenth of the image's size is in it."""
 
 Choice = Any
 """One value for all stages, or a mapping from stage name to value."""
@@ -145,8 +152,22 @@ def resolve_settings(
         settled[stage.name] = _validated(stage, default, changes | more)
         _check_more(stage, settled[stage.name])
     for low, above in zip_longest(stages, stages[1:]):
-        stage_grids(low, settled[low.name], stop_for(above, settled))  # refuses steps that the stage does not have
+        # Refuses steps that the stage does not have.
+        grids = stage_grids(low, settled[low.name], stop_for(above, settled))
+        if settled[low.name].start is None:
+            _warn_of_late_start(low, grids[0][0])
     return settled
+
+
+def _warn_of_late_start(stage: Stage, first: Level) -> None:
+    """Say so where pure noise is given to a network that is told of an image in it: samples suffer."""
+    if first.alpha_bar > max(_STILL_NOISE, stage.diffusion.schedule.level(1.0).alpha_bar):
+        _LOG.warning(
+            "%s: sampling begins with noise, at a level where the image should already have %.0f%% of its size; "
+            "larger end points or sigma_range, or more steps, begin further out",
+            stage.name,
+            100 * math.sqrt(first.alpha_bar),
+        )
 
 
 def _spread_all(stages: Sequence[Stage], requests: Requests) -> dict[str, dict[str, Any]]:

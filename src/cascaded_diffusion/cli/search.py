@@ -62,7 +62,7 @@ def search_command(
         str | None,
         typer.Option(
             "--endpoints",
-            metavar="1e-4:0.02,...",
+            metavar="1e-4:0.18,...",
             help="First and last betas of linear sampling schedules to try, for stages in continuous time.",
         ),
     ] = None,
@@ -125,7 +125,7 @@ def search_command(
             "augmentation": _words("--augmentation", augmentation, ("truncated", "nontruncated"), " (s = 0 is none)"),
             "steps": _steps(steps),
             "guidance": _numbers("--guidance", guidance),
-            "endpoints": _pairs("--endpoints", endpoints, "1e-4:0.02"),
+            "endpoints": _pairs("--endpoints", endpoints, "1e-4:0.18"),
             "start": _numbers("--start", start),
             "guide": _numbers("--guide", guide),
             "guidance_interval": _pairs("--guidance-interval", guidance_interval, "0.3:5", none=True),

@@ -84,9 +84,9 @@ def kernel_distance(
     """Mean of :func:`unbiased_mmd` over random subsets of both sets.
 
     The standard error is that of other samples, not merely of other subsets: the jackknife's variance of a subset's
-    estimate (Efron and Stein, 1981), averaged over subsets and scaled from the subset's size to the set's, plus what
-    the finite number of subsets adds. The spread over subsets that papers print would be 0 for a set of one subset.
-    Where both sets come from one distribution the variance falls faster than this scaling, and the error is too large.
+    estimate (Efron and Stein, 1981), averaged over subsets and scaled from the subset's size to that of what the
+    subsets cover of each set. The spread over subsets that papers print would be 0 for a set of one subset. Where both
+    sets come from one distribution the variance falls faster than this scaling, and the error is too large.
 
     Args:
         a: (N, D), N >= 3.
@@ -114,6 +114,6 @@ def kernel_distance(
     ]
     values = torch.stack([estimate.value for estimate in estimates])
     variance = torch.stack([estimate.variance for estimate in estimates]).mean(dim=0)
-    scale = torch.tensor([size / len(a), size / len(b)]).to(variance)
-    of_subsets = values.var() / subsets if subsets > 1 else torch.zeros_like(values[0])
-    return KernelDistance(values.mean().item(), ((variance * scale).sum() + of_subsets).sqrt().item())
+    covered = [min(subsets * size, len(features)) for features in (a, b)]
+    scale = torch.tensor([size / count for count in covered]).to(variance)
+    return KernelDistance(values.mean().item(), (variance * scale).sum().sqrt().item())

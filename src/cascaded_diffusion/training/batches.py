@@ -29,7 +29,7 @@ from cascaded_diffusion.diffusion.schedule import Schedule
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.pixels import to_float
 from cascaded_diffusion.randomness import normal, permutation, uniform
-from cascaded_diffusion.training.geometry import crop_at, draw_corner, draw_warp, warp
+from cascaded_diffusion.training.geometry import crop_at, draw_corner, draw_warp, warp, warp_low_res
 
 __all__ = ["Batch", "BatchSource", "Gathered"]
 
@@ -164,20 +164,27 @@ class BatchSource:
 
         def pixels(resolution: int) -> Tensor:
             images = to_float(gathered.images[resolution], self.device)
-            images = flip_where(images, flip.to(self.device)) if config.flip else images
-            images = images if maps is None else warp(images, maps)
+            return flip_where(images, flip.to(self.device)) if config.flip else images
+
+        def cropped(images: Tensor) -> Tensor:
             if corner is None or config.training.crop is None:
                 return images
             # Corners count in the smallest squares of which both resolutions have whole pixels.
+            resolution = images.shape[-1]
             square = resolution // self._squares
             return crop_at(images, corner * square, config.training.crop * resolution // config.resolution)
 
-        x0 = pixels(config.resolution)
+        whole = pixels(config.resolution)
+        if maps is not None:
+            whole = warp(whole, maps)
+        x0 = cropped(whole)
         low_res = s = None
         if config.conditioning is not None:
             assert config.conditioning.low_resolution is not None  # settled by StageConfig
             clean = pixels(config.conditioning.low_resolution)
-            low_res, s = augment_for_training(config.conditioning, low_schedule, clean, seed, index)
+            if maps is not None:
+                clean = warp_low_res(clean, maps, whole)
+            low_res, s = augment_for_training(config.conditioning, low_schedule, cropped(clean), seed, index)
         return Batch(
             x0=x0,
             labels=self._labels(gathered),

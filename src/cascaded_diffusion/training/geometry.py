@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cascaded_diffusion.conditioning.resizing import area_downsample
 from cascaded_diffusion.randomness import normal, uniform
 
-__all__ = ["AUGMENT_FEATURES", "crop_at", "draw_corner", "draw_warp", "warp"]
+__all__ = ["AUGMENT_FEATURES", "crop_at", "draw_corner", "draw_warp", "warp", "warp_low_res"]
 
 AUGMENT_FEATURES = 8
 """Numbers that tell the network of an image's augmentation."""
@@ -67,12 +68,28 @@ def _rotation(angle: Tensor) -> Tensor:
 
 
 def warp(images: Tensor, maps: Tensor) -> Tensor:
-    """Images (N, C, R, R) under maps (N, 2, 3) of :func:`draw_warp`, bilinear; beyond the border they are reflected.
+    """Images (N, C, R, R) in [-1, 1] under maps (N, 2, 3) of :func:`draw_warp`; beyond the border they are reflected.
 
-    One that nothing is done to stays bit-equal.
+    Bicubic, which blurs less than bilinear. An image that nothing is done to stays bit-equal.
     """
     grid = functional.affine_grid(maps.to(images), list(images.shape), align_corners=False)
-    moved = functional.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    moved = functional.grid_sample(images, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
+    return _where_still(maps, images, moved.clamp(-1, 1))
+
+
+def warp_low_res(low_res: Tensor, maps: Tensor, warped: Tensor) -> Tensor:
+    """The low-resolution images (N, C, r, r) of images (N, C, R, R) that :func:`warp` has moved by these maps.
+
+    They are area averages of the moved images, as those of still ones are: moved by themselves, small images would not
+    fit the large ones, and a network would learn to mend what never happens when sampling. Where r does not divide R
+    they are moved by themselves all the same.
+    """
+    size = low_res.shape[-1]
+    moved = warp(low_res, maps) if warped.shape[-1] % size else area_downsample(warped, size)
+    return _where_still(maps, low_res, moved)
+
+
+def _where_still(maps: Tensor, images: Tensor, moved: Tensor) -> Tensor:
     still = (maps == torch.eye(2, 3)).all(dim=2).all(dim=1).to(images.device)
     return torch.where(still[:, None, None, None], images, moved)
 
