@@ -17,7 +17,7 @@ __all__ = ["ManyImages", "class_folder", "png_names", "to_rgb", "write_npz", "wr
 
 
 class ManyImages(Protocol):
-    """uint8 images (N, H, W, C) that are gone through once: an array, or what reads them from a disk."""
+    """uint8 images (N, H, W, C) to iterate over once: an array, or what reads them from a disk."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...

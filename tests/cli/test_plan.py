@@ -50,7 +50,8 @@ def test_the_tables_are_the_arithmetic(done: Done) -> None:
             "parameters": price.parameters,
             "forward GFLOP/image": price.forward_flops / 1e9,
             "batch": 64,
-            "training memory": price.training_bytes(32, emas=1),
+            # Weights, gradients, Adam's two moments and one average, and the activations of a GPU's images.
+            "training memory": 5 * 4 * price.parameters + 32 * price.activation_bytes,
             "images": images,
             "training FLOP": 3 * price.forward_flops * images,
             "images/s": 2 * rate / (3 * price.forward_flops),

@@ -45,13 +45,8 @@ def test_activations_are_what_a_real_forward_pass_keeps() -> None:
     assert cost(network).activation_bytes == pytest.approx(real, rel=0.02)
 
 
-def test_training_memory_and_work_add_up() -> None:
-    price = Cost(parameters=100, forward_flops=7, activation_bytes=1000)
-    # Weights, gradients, two moments and two averages at four bytes each.
-    assert price.training_bytes(3, emas=2) == 100 * 4 * 6 + 3000
-    assert price.training_flops(10) == 210
-    with pytest.raises(ValueError, match="batch_size 0"):
-        price.training_bytes(0)
+def test_the_work_of_training_adds_up() -> None:
+    assert Cost(parameters=100, forward_flops=7, activation_bytes=1000).training_flops(10) == 210
 
 
 def test_a_network_is_priced_wherever_it_lives() -> None:

@@ -37,8 +37,8 @@ BatchSizes = BatchSize | Mapping[str, BatchSize]
 
 _AUTO_BATCH = 64
 _AUTO_BLOCK = 512
-"""Samples that go through all stages together on an accelerator: enough to fill it at any resolution, little enough
-that what lies between two stages, and what an interruption loses, stays small."""
+"""Samples that go through all stages together on an accelerator: enough to fill it at any resolution, few enough
+for what waits between two stages, and what an interruption loses, to stay small."""
 _SHARE = 0.7
 """Of the free memory: what an estimate leaves to work space and fragmentation."""
 _SMALL_SIDE = 128

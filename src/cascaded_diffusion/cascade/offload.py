@@ -16,7 +16,7 @@ from cascaded_diffusion.memory import free_memory
 __all__ = ["OffloadedStages"]
 
 _SPARE = 3
-"""A stage is fetched ahead where so many times its weights are free: the stage at work needs the room more."""
+"""A stage is fetched ahead if this many times its weights are free; else the stage at work needs the room more."""
 
 
 class OffloadedStages:

@@ -20,7 +20,7 @@ and its loss weighs the squared error of :math:`D` by :math:`\lambda = 1 / c_\ma
 Input and target have unit mean square at every level where that of the images is :math:`\sigma_d^2`, and nothing is
 divided by :math:`\alpha` or :math:`s`. With :math:`\sigma_d = 1` it is v-prediction, F = -v. What is a function of the
 image alone, such as z_s for a truncated hand-over and conditioning augmentation, does not change: a sampler sees x_0
-and eps, whatever the network answers.
+and eps, whatever the network outputs.
 """
 
 from __future__ import annotations

@@ -155,7 +155,7 @@ def load_diffusers_unet(folder: str | Path, *, low_res_channels: int | None = No
     Args:
         folder: what ``save_pretrained`` wrote, or a pipeline's folder with a sub-folder ``unet``.
         low_res_channels: how many of the input's channels, the last ones, are an enlarged low-resolution image; they
-            are given to our network as ``low_res``, not enlarged. Default: the input's surplus over the answer's.
+            are given to our network as ``low_res``, not enlarged. Default: the input's surplus over the output's.
 
     A last class whose embedding is all zeros is our "no class" and called -1 here.
 
@@ -300,7 +300,7 @@ def _foreign_stage(place: Path, unet: DiffusersUNetConfig, low_resolution: int |
 
 
 def _channels(place: Path, unet: DiffusersUNetConfig, *, upsampler: bool) -> tuple[int, bool]:
-    """Channels of the image, and whether the answer has a variance too."""
+    """Channels of the image, and whether the output has a variance too."""
     inputs, outputs = unet.in_channels, unet.out_channels
     channels = inputs // 2 if upsampler else inputs
     if (upsampler and inputs % 2) or outputs not in (channels, 2 * channels):

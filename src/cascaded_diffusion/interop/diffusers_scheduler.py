@@ -128,7 +128,7 @@ def import_scheduler(values: Mapping[str, Any], where: str, *, learned: bool) ->
     Args:
         values: the file's content; what it leaves out has diffusers' defaults.
         where: its name, for messages.
-        learned: whether the network answers with a variance too.
+        learned: whether the network outputs a variance too.
 
     Raises:
         UserError: naming ``where`` and every key that our process cannot follow.

@@ -38,7 +38,7 @@ class DiffusersUNetConfig(StrictModel):
 
     sample_size: _Side | tuple[_Side, _Side] | None = Field(None, description="pixels a side")
     in_channels: int = Field(3, ge=1, le=64, description="channels of the input")
-    out_channels: int = Field(3, ge=1, le=64, description="channels of the answer")
+    out_channels: int = Field(3, ge=1, le=64, description="channels of the output")
     center_input_sample: bool = Field(False, description="input in [0, 1]")
     time_embedding_type: _Word = Field("positional", description="sinusoids, Fourier features or a table")
     time_embedding_dim: _Width | None = Field(
@@ -57,7 +57,7 @@ class DiffusersUNetConfig(StrictModel):
         (224, 448, 672, 896), min_length=1, max_length=12, description="widths"
     )
     layers_per_block: int = Field(2, ge=1, le=64, description="residual blocks of an encoder level")
-    mid_block_scale_factor: float = Field(1, ge=-1000, le=1000, description="divisor of the middle's answers")
+    mid_block_scale_factor: float = Field(1, ge=-1000, le=1000, description="divisor of the middle's output")
     downsample_padding: int = Field(1, ge=0, le=16, description="1: both sides; 0: below and right")
     downsample_type: _Word | None = Field("conv", description="way down of the levels with attention")
     upsample_type: _Word | None = Field("conv", description="way up of the levels with attention")

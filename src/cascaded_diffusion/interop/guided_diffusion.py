@@ -28,10 +28,10 @@ class GuidedDiffusionArguments(StrictModel):
     ``in_channels`` are the image's, also for super-resolution, where the network itself sees twice as many.
     """
 
-    image_size: int = Field(ge=1, le=4096, description="pixels a side of the answer")
+    image_size: int = Field(ge=1, le=4096, description="pixels a side of the output")
     in_channels: int = Field(ge=1, le=16, description="channels of the image")
     model_channels: int = Field(ge=1, le=8192, description="base width")
-    out_channels: int = Field(ge=1, le=32, description="channels of the answer")
+    out_channels: int = Field(ge=1, le=32, description="channels of the output")
     num_res_blocks: int = Field(ge=1, le=64, description="residual blocks of an encoder level")
     attention_resolutions: tuple[Annotated[int, Field(ge=0, le=4096)], ...] = Field(
         max_length=32, description="down-sampling factors at which attention acts"
@@ -99,7 +99,7 @@ class GuidedDiffusionNetwork(nn.Module):
 def load_guided_diffusion(state_dict: Mapping[str, Tensor], **constructor_arguments: Any) -> GuidedDiffusionNetwork:
     """Build the network of guided-diffusion's constructor arguments and fill it from its state dict.
 
-    ``constructor_arguments`` are those of ``GuidedDiffusionArguments``. The answer is in eval mode, float32.
+    ``constructor_arguments`` are those of ``GuidedDiffusionArguments``. The network is in eval mode, float32.
     Raises ``UserError`` naming every argument that is wrong, or every tensor that is missing, extra or misshaped.
     """
     arguments = _arguments(constructor_arguments)

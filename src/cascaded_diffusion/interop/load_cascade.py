@@ -26,7 +26,7 @@ def load_stage(folder: Path) -> tuple[Any, Any]:
 
 
 def predict(unet: Any, stage: dict[str, Any], inputs: Tensor, timestep: Tensor, labels: Tensor | None) -> Tensor:
-    """The U-Net's answer, guided if the stage is: without class + guidance (with class - without)."""
+    """The U-Net's output, guided if the stage is: without class + guidance (with class - without)."""
     if stage["guidance"] == 1 or stage["no_class"] is None or labels is None:
         return unet(inputs, timestep, class_labels=labels).sample
     nobody = torch.full_like(labels, stage["no_class"])

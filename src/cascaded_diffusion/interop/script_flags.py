@@ -37,12 +37,12 @@ _Heads = Annotated[int, Field(ge=-1, le=8192)]
 class ScriptFlags(StrictModel):
     """The flags that say what a checkpoint is, with the defaults of guided-diffusion.
 
-    ``attention_resolutions`` are pixels of the answer, as on the command line; guided-diffusion's constructor takes
+    ``attention_resolutions`` are pixels of the output, as on the command line; guided-diffusion's constructor takes
     down-sampling factors instead.
     """
 
     image_size: _Side = Field(64, description="pixels a side; base models")
-    large_size: _Side = Field(256, description="pixels a side of the answer; up-samplers")
+    large_size: _Side = Field(256, description="pixels a side of the output; up-samplers")
     small_size: _Side = Field(64, description="pixels a side of the low-resolution image; up-samplers")
     num_channels: int = Field(128, ge=1, le=8192, description="base width")
     num_res_blocks: int = Field(2, ge=1, le=64, description="residual blocks of an encoder level")
@@ -161,7 +161,7 @@ class ReadFlags(NamedTuple):
             )
 
     def size(self, *, upsampler: bool) -> int:
-        """Pixels a side of the answer."""
+        """Pixels a side of the output."""
         return self.values.large_size if upsampler else self.values.image_size
 
     def constructor_arguments(self, *, upsampler: bool, classes: int | None) -> dict[str, Any]:

@@ -265,7 +265,7 @@ class Middle(nn.Module):
 
 
 class Head(nn.Module):
-    """Norm, SiLU and a zero-initialised convolution: a new network answers 0."""
+    """Norm, SiLU and a zero-initialised convolution: a new network outputs 0."""
 
     def __init__(self, width: int, out_channels: int) -> None:
         super().__init__()

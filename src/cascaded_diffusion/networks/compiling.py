@@ -104,7 +104,7 @@ class _FilledUp:
             # Out of memory, perhaps: a smaller batch must not be filled up to what did not fit.
             self._largest, self._halved = 0, False
             raise
-        # A recorded graph answers into the same memory every time.
+        # A recorded graph writes its output to the same memory every time.
         return out[:n].clone() if x.device.type == "cuda" else out[:n]
 
     def _size(self, n: int) -> int:

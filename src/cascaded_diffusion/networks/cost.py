@@ -36,18 +36,6 @@ class Cost:
         """Operations to train on ``images`` images: the backward pass counts as two forward passes."""
         return 3 * self.forward_flops * images
 
-    def training_bytes(self, batch_size: int, *, emas: int = 1) -> int:
-        """Estimated memory of training with Adam in float32, ``batch_size`` images at a time on one device.
-
-        Weights, gradients, Adam's two moments and ``emas`` averages of the weights, at four bytes a parameter each,
-        and the activations of the whole batch. Left out: the device library's own memory and work space,
-        fragmentation, and temporaries of the backward pass. bf16 autocast needs less for convolution inputs and more
-        for copies of the weights; the float32 figure is a safe bound for all but very small batches.
-        """
-        if batch_size < 1 or emas < 0:
-            raise ValueError(f"batch_size {batch_size}, emas {emas}: at least 1 and 0 are allowed")
-        return _FLOAT32 * self.parameters * (4 + emas) + batch_size * self.activation_bytes
-
 
 def cost(network: UNet) -> Cost:
     """Price of ``network``, wherever it lives; it is neither run nor changed, a twin on the meta device is."""

@@ -14,7 +14,7 @@ __all__ = ["FusedAttention"]
 
 
 class _FusedMemory(torch.autograd.Function):
-    """Keeps what a fused attention kernel keeps: query, key, value and answer, not the matrix of all pairs."""
+    """Keeps what a fused attention kernel keeps: query, key, value and output, not the matrix of all pairs."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

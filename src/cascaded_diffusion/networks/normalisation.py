@@ -39,7 +39,7 @@ In bf16 its backward pass is slower at any size, by two to three times, and its 
 class GroupNorm(nn.GroupNorm):
     """Group normalisation that is as exact on large images as on small ones.
 
-    On a CPU, torch adds up float32 images in channels_last one pixel after the other: answers are off by about 4e-5 at
+    On a CPU, torch adds up float32 images in channels_last one pixel after the other: outputs are off by about 4e-5 at
     256x256 pixels and 2e-4 at 512x512. Here rows are added up first, then their means.
 
     Attributes:

@@ -85,7 +85,7 @@ def forward_peak(network: UNet) -> int:
 def training_peak(network: UNet, count: int) -> int:
     """Bytes that ``count`` images' forward and backward pass hold at once at most, gradients included, weights not.
 
-    In float32, activations that are computed again left out; under the reservations of :func:`forward_peak`.
+    In float32, without activations that are recomputed; under the reservations of :func:`forward_peak`.
 
     Args:
         network: on the meta device; its gradients are cleared.

@@ -2,7 +2,7 @@
 
 oneDNN's own kernel for that gradient takes several times as long as its forward pass where images are of 8x8 pixels and
 fewer (``benchmarks/bf16_cpu.py``). Every pixel's 3x3 neighbourhood beside the others makes a matrix, and the gradient
-its product with that of the answers: the same sums, in another order.
+its product with that of the outputs: the same sums, in another order.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def small_fits(x: Tensor, weight: Tensor) -> bool:
 def small_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A 3x3 convolution with stride 1 and a border of one zero: (N, C, H, W) -> (N, K, H, W), computed in bf16.
 
-    What autocast would do, weights rounded to bf16 and the answer in it.
+    What autocast would do, weights rounded to bf16 and the output in it.
     """
     weight = weight.to(torch.bfloat16, memory_format=torch.channels_last)
     bias = None if bias is None else bias.to(torch.bfloat16)

@@ -255,7 +255,7 @@ class UNet(nn.Module):
         config: shape of the network.
         resolution: R, pixels a side of the images.
         image_channels: channels of the noisy image x.
-        out_channels: channels of the answer (twice ``image_channels`` where the variance is learned).
+        out_channels: channels of the output (twice ``image_channels`` where the variance is learned).
         classes: number of classes, or None for a network without.
         low_res_channels: channels of the low-resolution image, 0 for a network without (CDM section 3).
         s_embedding: whether the network is told s, the noise level of its low-resolution image (CDM section 4.2).
@@ -264,7 +264,7 @@ class UNet(nn.Module):
         augment_features: numbers that tell of a training image's geometric augmentation, 0 for a network without.
 
     Raises ``UserError`` if the levels do not divide the resolution, or heads a width.
-    Time, class and s are embedded, summed and told to every residual block; the new network answers exactly 0.
+    Time, class and s are embedded, summed and told to every residual block; the new network outputs exactly 0.
     """
 
     def __init__(
@@ -309,9 +309,9 @@ class UNet(nn.Module):
         self.head = Head(width, out_channels * pixels)
 
     def use_fast_path(self, on: bool) -> None:
-        """Allow or forbid the faster ways to the same answer; without them every layer is torch's own operations.
+        """Allow or forbid the faster ways to the same output; without them every layer is torch's own operations.
 
-        They are another order of the same sums: answers and gradients agree to rounding, in bf16 to bf16's.
+        They are another order of the same sums: outputs and gradients agree to rounding, in bf16 to bf16's.
         """
         for module in self.modules():
             if isinstance(module, GroupNorm | Convolution):

@@ -2,7 +2,7 @@
 
 Each 4x4 tile of the output is a product of transformed tiles of 6x6 numbers: Y = A^T [(G w G^T) * (B^T d B)] A, where
 the sum over input channels makes 36 matrix products of what would be a convolution. In float32 its rounding error is
-about three times that of the direct sum, 1e-6 of the answer's norm.
+about three times that of the direct sum, 1e-6 of the output's norm.
 """
 
 from __future__ import annotations
