@@ -64,6 +64,11 @@ def test_unknown_keys_are_refused_and_named() -> None:
     assert _explained(many=[{"width": 2}, {"x": 1}]) == "many.1.x: unknown key; allowed: width"
 
 
+def test_yes_and_no_are_no_numbers() -> None:
+    assert _explained(rate=True) == "rate: True is yes or no; a number is allowed"
+    assert _explained(inner={"width": False}) == "inner.width: False is yes or no; a number is allowed"
+
+
 def test_the_path_and_the_value_are_told() -> None:
     assert _explained(inner={"width": 0}).startswith("inner.width: Input should be greater than or equal to 1")
     assert "(given: 0)" in _explained(inner={"width": 0})

@@ -162,10 +162,13 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     try:
         with atomic_write(tmp_path / "file") as file:
             file.write(b"x")
+        with new_folder(tmp_path / "folder"):
+            pass
         assert os.umask(0o027) == 0o027
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o750
 
 
 def test_json_goes_there_and_back(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import reprlib
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -48,6 +48,8 @@ class StrictModel(BaseModel):
                 raise _key_problem(
                     shorten(key, quoted=False), f"unknown key{hint or ';'} allowed: {', '.join(allowed)}"
                 )
+            if _holds_truth(given) and _kinds(cls.model_fields[key].annotation) in ({int}, {float}, {int, float}):
+                raise _key_problem(key, f"{shorten(given)} is yes or no; a number is allowed")
             if isinstance(given, list | tuple | dict):
                 lengths = [getattr(rule, "max_length", None) for rule in cls.model_fields[key].metadata]
                 most = next((length for length in lengths if length is not None), len(given))
@@ -62,6 +64,18 @@ class StrictModel(BaseModel):
             return cls(**values)
         except ValidationError as error:
             raise UserError(explain(error)) from None
+
+
+def _holds_truth(value: Any) -> bool:
+    """Whether a value, or an entry of a list, is true or false: pydantic takes these for the numbers 1 and 0."""
+    return isinstance(value, bool) or (isinstance(value, list | tuple) and any(isinstance(v, bool) for v in value))
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The plain types that may stand somewhere in a field of this type."""
+    if get_origin(annotation) is Literal:
+        return {type(value) for value in get_args(annotation)}
+    return {annotation, *(kind for part in get_args(annotation) for kind in _kinds(part))} & {int, float, bool, Any}
 
 
 def _key_problem(key: str, words: str) -> PydanticCustomError:

@@ -102,9 +102,13 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 def open_as_usual(path: Path) -> None:
     """Give a file the permissions that a plain new file has; some writers make theirs for its owner alone."""
+    path.chmod(0o666 & ~_umask())
+
+
+def _umask() -> int:
     umask = os.umask(0)
     os.umask(umask)
-    path.chmod(0o666 & ~umask)
+    return umask
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -167,7 +171,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             temporary.rmdir()
             sync_folder(path)
         else:
-            temporary.chmod(0o755)
+            temporary.chmod(0o777 & ~_umask())
             temporary.rename(path)
             sync_folder(path.parent)
     except BaseException:

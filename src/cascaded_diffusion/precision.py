@@ -25,7 +25,7 @@ def pick_device(name: str | None) -> torch.device:
         if device.type == "meta":
             raise RuntimeError("it holds no numbers")
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise UserError(
             f"--device: {name!r} is not available here ({str(error).splitlines()[0]}); cpu always is"
         ) from None

@@ -24,6 +24,13 @@ def test_packaged_names_win_over_folders(
     assert find_cascade("shipped") == (tiny_cascade_folder, "packaged")
 
 
+def test_a_misspelt_folder_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="cascade: 'runs/base16' is neither a folder nor packaged"):
+        find_cascade("runs/base16")
+
+
 @pytest.mark.parametrize("name", sorted(packaged_cascades()))
 def test_every_packaged_cascade_opens_and_samples(name: str) -> None:
     cascade = Cascade.from_pretrained(name)

@@ -138,6 +138,12 @@ def test_a_damaged_batch_is_made_again(tmp_path: Path, damage: str) -> None:
         assert store.load(2, 4) is not None
 
 
+def test_the_current_folder_is_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert store_folder(Path(".")) == tmp_path / ".here.sampling"
+
+
 def test_two_processes_cannot_sample_to_one_place(tmp_path: Path) -> None:
     out = tmp_path / "samples.npz"
     with batch_store(out, REQUEST) as store:

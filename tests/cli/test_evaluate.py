@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 from collections.abc import Callable
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from cascaded_diffusion.cascade import judge
 from cascaded_diffusion.cli.evaluate import _kind
 from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.evaluation import scores
 from cascaded_diffusion.evaluation.classifier import Classifier, ClassifierConfig, save_classifier
 from cascaded_diffusion.evaluation.scores import read_scores
 
@@ -92,6 +95,36 @@ def test_every_checkpoint_of_a_run(done: Cdm, runs: Path, common: list[object], 
         values[16] <= values[32],
         values[32] < values[16],
     ]
+
+
+def test_an_interrupted_scoring_of_checkpoints_keeps_what_is_scored(
+    cdm: Cdm, runs: Path, common: list[object], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = judge.judge_stage
+
+    def until_the_second(*args: Any, source: dict[str, Any], **more: Any) -> Any:
+        if source["images"] == 32:
+            raise KeyboardInterrupt
+        return scored(*args, source=source, **more)
+
+    monkeypatch.setattr(judge, "judge_stage", until_the_second)
+    options = ("--all-checkpoints", "--ema", "raw", "--metrics", "fd", "--split", "train", "--json", "s.json")
+    assert cdm("evaluate", runs / "base8", *common, *options).status == 130
+    content = json.loads((here / "s.json").read_text())
+    assert [each["images"] for each in content["checkpoints"]] == [content["images"]] == [16]
+
+
+def test_scores_are_shown_where_no_file_can_be_written(
+    cdm: Cdm, cascade: Path, common: list[object], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(scores, "write_scores", full)
+    result = cdm("evaluate", cascade, *common, "--metrics", "fd", "--split", "train", "--json", "s.json")
+    assert result.status == 1
+    assert "No space left on device" in result.err
+    assert "fd_eye" in result.out
 
 
 def test_one_checkpoint_of_an_sr_run_and_a_stage_folder(
@@ -181,6 +214,16 @@ def test_what_a_run_cannot_be_asked(refused: Cdm, runs: Path, common: list[objec
     assert "--ema: '5' is not kept by this run; allowed: 16, 4, raw" in refused(
         *("evaluate", runs / "base8", *common, "--ema", "5")
     )
+
+
+def test_a_packaged_feature_network_wins_and_says_so(
+    done: Cdm, data: Path, tmp_path: Path, cascade: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fashion-mnist").mkdir()
+    monkeypatch.chdir(tmp_path)
+    options = ("--features", "fashion-mnist", "--num", 8, "--metrics", "fd", "--split", "train", "--device", "cpu")
+    told = done("evaluate", cascade, "--data", data, *options).err
+    assert "fashion-mnist: the packaged feature network is used, not what has this name here" in told
 
 
 def test_what_is_nothing_to_score(cascade: Path, runs: Path, data: Path, here: Path) -> None:

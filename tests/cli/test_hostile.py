@@ -358,7 +358,6 @@ def test_idx_files(refused: Refused, tmp_path: Path) -> None:
         ("metrics.jsonl", a_link_out, "metrics.jsonl: a link that leads out"),
         ("config.json", twice, "config.json: not valid JSON"),
         ("previews/000000000032.png", write(b"\x89PNG\r\n\x1a\n"), "000000000032.png: not a readable PNG"),
-        ("scores.json", write(DEEP), "scores.json: not valid JSON"),
         ("scores.json", write('{"format_version": 1, "scores": {"fd": {"value": "x"}}}'), "scores.json: not a score"),
         ("cascade.json", write('{"stages": [{"name": "../x", "folder": "../x"}]}'), "cascade.json: stages.0"),
         ("search.json", write('{"request": []}'), "search.json: "),
@@ -374,6 +373,14 @@ def test_report(refused: Refused, runs: Path, tmp_path: Path, name: str, damage:
     damage(folder / name)
     assert words in refused("report", folder, "--out", tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
+
+
+def test_a_report_passes_over_json_that_is_none(cdm: Any, runs: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(runs / "base8", tmp_path / "base8"))
+    write(DEEP)(folder / "scores.json")
+    result = cdm("report", folder, "--out", tmp_path / "page.html")
+    assert result.status == 0
+    assert "scores.json: not valid JSON" in result.err
 
 
 @pytest.mark.parametrize(

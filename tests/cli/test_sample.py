@@ -13,6 +13,7 @@ from PIL import Image
 
 from cascaded_diffusion import samples
 from cascaded_diffusion.cascade import sample_store, walk
+from cascaded_diffusion.cli.sample import _check_places
 from cascaded_diffusion.networks.unet import UNet
 
 Done = Callable[..., Any]
@@ -350,3 +351,8 @@ def test_any_setting_of_a_stage(sampled: Sampled, done: Done, refused: Any, casc
     assert "set: sr16.s has an option of its own" in refused(
         "sample", cascade, "--out", tmp_path / "z.npz", "--set", "sr16.s=0.2"
     )
+
+
+def test_a_new_folder_may_have_a_dot_in_its_name(here: Path, refused: Any) -> None:
+    _check_places(here / "large_s0.1", None, None)
+    assert "--out: x.PNG ends in .PNG" in refused("sample", "demo", "--num", 1, "--out", "x.PNG")

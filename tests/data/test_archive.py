@@ -34,7 +34,7 @@ def test_images_and_labels(tmp_path: Path, names: tuple[str, str], compressed: b
     np.testing.assert_array_equal(stack, IMAGES[[3, 1]])
 
 
-@pytest.mark.parametrize("labels", [None, np.array([0, 1, -1, 0, 2])])
+@pytest.mark.parametrize("labels", [None, np.full(5, -1)])
 def test_without_classes(tmp_path: Path, labels: np.ndarray | None) -> None:
     path = saved(tmp_path, arr_0=IMAGES) if labels is None else saved(tmp_path, arr_0=IMAGES, arr_1=labels)
     source = open_archive(path, tmp_path)
@@ -73,6 +73,11 @@ def test_grey_images_with_and_without_an_axis_of_channels(tmp_path: Path, images
         ({"arr_0": IMAGES, "arr_1": np.full((5, 2), 0.5)}, "arr_1.npy is float64 (5, 2) but not one-hot"),
         ({"arr_0": IMAGES, "arr_1": np.ones((5, 2), bool)}, "not one-hot: give one 1 a row"),
         ({"arr_0": IMAGES, "arr_1": np.eye(4)}, "arr_1.npy is float64 (4, 4); give whole numbers (5,)"),
+        (
+            {"arr_0": IMAGES, "arr_1": np.array([0, 1, 3, -1, 2])},
+            "arr_1.npy has no class (-1) for image 3, where image 0 has class 0; give all images a class, or all -1",
+        ),
+        ({"arr_0": IMAGES, "arr_1": np.array([-1, -1, 7, 5, -1], np.int8)}, "for image 0, where image 2 has class 7"),
         ({"arr_0": IMAGES, "arr_1": np.array([0, 0, 0, 0, -2])}, "labels from -2 to 0"),
         ({"arr_0": IMAGES, "arr_1": np.array([0, 0, 0, 0, 2**40])}, "labels from 0 to 1099511627776"),
     ],

@@ -1,3 +1,4 @@
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -77,18 +78,65 @@ def test_splits(tmp_path: Path, flat: bool) -> None:
     assert source.split_rule is not None
 
 
-def test_train_alone_leaves_the_split_open(tmp_path: Path) -> None:
-    image_at(tmp_path / "train/a/1.png")
+@pytest.mark.parametrize(
+    "train, val",
+    [
+        ("Train", "Val"),
+        ("TRAIN", "valid"),
+        ("training", "validation"),
+        ("train_set", "Val-Set"),
+        ("Training Set", "devset"),
+        ("train2017", "val2017"),
+        ("train_images", "val_images"),
+    ],
+)
+@pytest.mark.parametrize("flat", [False, True])
+def test_splits_by_other_names(tmp_path: Path, train: str, val: str, flat: bool) -> None:
+    for name in (f"{train}/cat1.png", f"{train}/ant1.png", f"{val}/cat2.png"):
+        image_at(tmp_path / (name if flat else f"{name[:-5]}/{name[-5:]}"))
+    source = open_folder(tmp_path)
+    assert source.class_names == (None if flat else ["ant", "cat"])
+    expected = [("train", -1), ("train", -1), ("val", -1)] if flat else [("train", 0), ("train", 1), ("val", 1)]
+    assert [(item.split, item.label) for item in source.items] == expected
+    assert source.split_rule == f"its folders {train} and {val}"
+
+
+def test_splits_by_other_names_are_another_source_than_such_classes(tmp_path: Path) -> None:
+    """Data that were prepared when these folders still were classes must not pass for what is asked for now."""
+
+    def of_paths_and_sizes(root: Path) -> str:
+        sums = (f"{path.relative_to(root)}\0{path.stat().st_size}\n" for path in sorted(root.glob("*/*.png")))
+        return hashlib.sha256("".join(sums).encode()).hexdigest()
+
+    for train, val in (("train", "val"), ("Train", "Val")):
+        root = tmp_path / f"of-{train}"
+        image_at(root / train / "1.png")
+        image_at(root / val / "2.png")
+        assert (open_folder(root).fingerprint == of_paths_and_sizes(root)) is (train == "train")
+
+
+@pytest.mark.parametrize("name", ["train", "Training", "train-set"])
+def test_train_alone_leaves_the_split_open(tmp_path: Path, name: str) -> None:
+    image_at(tmp_path / name / "a/1.png")
     source = open_folder(tmp_path)
     assert source.class_names == ["a"]
     assert source.split_rule is None
     assert source.items[0].split is None
 
 
-def test_train_may_be_a_class_among_others(tmp_path: Path) -> None:
-    image_at(tmp_path / "train/1.png")
+@pytest.mark.parametrize("name", ["train", "Train", "testing", "valid"])
+def test_one_that_is_called_like_a_split_may_be_a_class_among_others(tmp_path: Path, name: str) -> None:
+    image_at(tmp_path / name / "1.png")
+    image_at(tmp_path / name / "more/2.png")
     image_at(tmp_path / "car/1.png")
-    assert open_folder(tmp_path).class_names == ["car", "train"]
+    assert open_folder(tmp_path).class_names == sorted(["car", name])
+
+
+def test_names_that_only_begin_like_a_splits_are_classes(tmp_path: Path) -> None:
+    names = ["developer", "settest", "train station", "trainer", "valley"]
+    for name in names:
+        image_at(tmp_path / name / "deep/1.png")
+    assert open_folder(tmp_path).class_names == names
 
 
 @pytest.mark.parametrize(
@@ -101,6 +149,17 @@ def test_train_may_be_a_class_among_others(tmp_path: Path) -> None:
         (["train/1.png", "val/1.png", "a.png"], "holds image files beside its splits"),
         (["train/1.png", "test/1.png"], "its folders are test, train; name the splits train and val"),
         (["val/1.png"], "its folders are val; name the splits"),
+        (["Train/a/1.png", "TEST/a/1.png"], "its folders are TEST, Train; name the splits train and val"),
+        (["Train/1.png", "train_set/1.png", "val/1.png"], "its folders are Train, train_set, val; name the splits"),
+        (["Train/1.png", "Val/1.png", "Test/1.png"], "holds Test beside its splits Train and Val; keep only the two"),
+        (["Train/a/1.png", "holdout/a/1.png"], "named like splits (Train) beside others (holdout); keep train and val"),
+        (["test/a/1.png", "car/1.png"], "named like splits (test) beside others (car); keep train and val, or"),
+        (["Train/1.png", "test/1.png", "car/1.png"], "named like splits (Train, test) beside others (car)"),
+        (["val/a/1.png", *(f"{i}/a/1.png" for i in range(9))], "beside others (0, 1, 2, 3, 4, ...); keep"),
+        (["Train/a/1.png", "Val/b/1.png"], "Val: class b is not in Train, which has a"),
+        (["Train/a/1.png", "Val/1.png"], "Train has class folders and Val has none"),
+        (["Train/a.txt", "Val/1.png"], "Train: no image files in it"),
+        (["Train/a/1.png", "Train/b/x.txt", "Val/a/1.png"], "Train/b: a class folder without images"),
         (["train/a/1.png", "val/b/1.png"], "val: class b is not in train, which has a"),
         (["train/a/1.png", "val/1.png"], "train has class folders and val has none"),
         (["train/a.txt", "val/1.png"], "train: no image files in it"),
@@ -117,6 +176,13 @@ def test_wrong_layouts_are_named(tmp_path: Path, files: list[str], message: str)
     assert message in str(error.value)
     assert str(tmp_path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_val_need_not_have_every_class(tmp_path: Path) -> None:
+    for name in ("Train/a", "Train/b", "Validation/a"):
+        image_at(tmp_path / name / "1.png")
+    (tmp_path / "Validation/b").mkdir()
+    assert open_folder(tmp_path).class_names == ["a", "b"]
 
 
 def mkdirs(path: Path) -> Path:

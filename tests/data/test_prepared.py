@@ -91,6 +91,15 @@ def test_verify_finds_a_changed_pixel(folder: Path) -> None:
         data.verify()
 
 
+def test_verify_reads_only_the_files_it_is_given(folder: Path) -> None:
+    path = folder / "train/images_8.npy"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    data = PreparedData.open(folder)
+    data.verify(["train/images_4.npy", "train/labels.npy"])
+    with pytest.raises(UserError, match=r"images_8.npy: not as it was prepared"):
+        data.verify(["train/labels.npy", "train/images_8.npy"])
+
+
 def test_a_manifest_cannot_point_elsewhere(folder: Path) -> None:
     path = folder / "manifest.json"
     value = json.loads(path.read_text())

@@ -17,12 +17,44 @@ def test_the_folder_appears_complete(tmp_path: Path) -> None:
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
-def test_an_empty_folder_is_taken_over(tmp_path: Path) -> None:
+def test_an_empty_folder_is_filled_and_stays_the_one_it_was(tmp_path: Path) -> None:
+    """It may be a mount point, or the folder that somebody works in."""
     out = tmp_path / "out"
     out.mkdir()
-    with workspace(out, None) as (work, _):
+    before = out.stat().st_ino
+    tmp_path.chmod(0o500)
+    try:
+        with workspace(out, None) as (work, scratch):
+            (work / "train").mkdir()
+            (work / "manifest.json").write_text("{}")
+            (scratch / "pixels.npy").write_text("x")
+    finally:
+        tmp_path.chmod(0o700)
+    assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "train"]
+    assert out.stat().st_ino == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_empty_folder_is_filled_after_a_kill(tmp_path: Path) -> None:
+    for folder in (".preparing/val", "train"):  # killed between two renames
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "train/images_8.npy").write_text("x")
+    with workspace(tmp_path, None) as (work, _):
+        assert [path.name for path in work.iterdir()] == ["scratch"]
+        assert [path.name for path in tmp_path.iterdir()] == [".preparing"]
         (work / "manifest.json").write_text("{}")
-    assert (out / "manifest.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_an_empty_folder_that_another_fills_is_left_to_it(tmp_path: Path) -> None:
+    def prepare() -> None:
+        with workspace(tmp_path, None) as (work, _):
+            (work / "manifest.json").write_text("{}")
+            (tmp_path / "thesis.tex").write_text("x")
+
+    with pytest.raises(UserError, match="another program has filled it"):
+        prepare()
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

@@ -14,7 +14,7 @@ import pytest
 from cascaded_diffusion.cascade.chain import Cascade
 from cascaded_diffusion.cascade.find import find_cascade
 from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.interop.hub import check_repository, is_repository, pull, push
+from cascaded_diffusion.interop.hub import check_repository, is_repository, may_be_repository, pull, push
 
 NAME = "user/tiny"
 # The HTTP client's word to huggingface_hub about how it uploads.
@@ -148,6 +148,7 @@ def test_names_that_no_repository_has(name: str, tiny_cascade_folder: Path) -> N
 
 def test_which_names_are_the_hubs() -> None:
     assert is_repository("user/name")
+    assert may_be_repository("user/name")
     assert not any(is_repository(name) for name in ("name", "./a/b", "/a/b", "a/b/c", "../a", "~/a", "a/"))
 
 
@@ -161,8 +162,8 @@ def test_folders_win_and_need_no_package(
     assert list(Cascade.from_pretrained(NAME).stages) == ["base8", "sr16"]
     assert find_cascade("demo")[1] == "packaged"
     with pytest.raises(UserError) as error:
-        Cascade.from_pretrained("user/other")
-    assert "'user/other' is not a folder here; hub: loading user/other needs the package huggingface_hub" in str(
+        Cascade.from_pretrained("else/name")
+    assert "'else/name' is not a folder here; hub: loading else/name needs the package huggingface_hub" in str(
         error.value
     )
     assert str(error.value).endswith("pip install 'cascaded-diffusion[hub]'")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -83,7 +86,57 @@ def test_what_cannot_be_reported_on_is_named(tree: Path) -> None:
         find_subjects("demo", search=tree / "data")
 
 
-def test_a_damaged_json_file_is_named(tree: Path) -> None:
-    (tree / "runs" / "cut.json").write_text('{"scores": {')
-    with pytest.raises(UserError, match=r"cut\.json: not valid JSON"):
+def test_json_that_is_none_is_passed_over_and_named(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name, text in (("cut", '{"scores": {'), ("nan", '{"a": NaN}'), ("words", '{"a": 1} // why')):
+        (tree / "runs" / f"{name}.json").write_text(text)
+    found = find_subjects(str(tree))
+    assert [name for name, _ in found.runs] == ["runs/base8"]
+    assert [name for name, _ in found.scores] == ["runs/base8/scores.json"]
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"passed over {tree / 'runs/cut.json'}: not valid JSON")
+    assert all(f"{name}.json: not valid JSON" in record.getMessage() for name in ("nan", "words"))
+
+
+def test_of_many_files_that_are_passed_over_a_few_are_named(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for place in range(9):
+        (tree / "runs" / f"{place}.json").write_text("{")
+    find_subjects(str(tree))
+    (record,) = caplog.records
+    assert record.getMessage().count("not valid JSON") == 5
+    assert record.getMessage().endswith("; and 4 more")
+
+
+def _lock_up(locked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep a folder from being listed, which its permissions do not where the tests run as root."""
+    honest = Path.iterdir
+
+    def iterdir(path: Path) -> Iterator[Path]:
+        if path == locked:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return honest(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+
+
+def test_a_folder_that_cannot_be_listed_is_passed_over_and_named(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _lock_up(tree / "a", monkeypatch)
+    found = find_subjects(str(tree))
+    assert [name for name, _ in found.cascades] == ["cascade", "search/cascade"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"passed over {tree / 'a'}: cannot be listed (Permission denied)"
+    ]
+
+
+def test_what_was_asked_for_must_be_there_to_read(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tree / "only").mkdir()
+    (tree / "only/cut.json").write_text("{")
+    with pytest.raises(UserError, match=r"3 folders deep; passed over .*cut\.json: not valid JSON"):
+        find_subjects(str(tree / "only"))
+    _lock_up(tree, monkeypatch)
+    with pytest.raises(UserError, match=rf"^{tree}: cannot be listed \(Permission denied\)$"):
         find_subjects(str(tree))
+    assert not caplog.records

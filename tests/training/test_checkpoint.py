@@ -220,7 +220,7 @@ def test_choosing_an_average(tmp_path: Path) -> None:
         weights, chosen = averaged_weights(folder, ema)
         assert chosen == choice
         assert float(weights["a"][0, 0]) == value
-    for wrong in ("50", "20.0", "²", "none"):
+    for wrong in ("50", "20.0", "²", "none", ""):
         with pytest.raises(UserError, match=rf"--ema: '{wrong}' is not kept by this run; allowed: 20, 100, raw"):
             averaged_weights(folder, wrong)
 

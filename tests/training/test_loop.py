@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from cascaded_diffusion.cascade.stage import StageConfig
 from cascaded_diffusion.data.prepare import prepare
 from cascaded_diffusion.data.prepared import PreparedData
 from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.training import run as run_module
 from cascaded_diffusion.training.checkpoint import checkpoint_folders
 from cascaded_diffusion.training.loop import Progress, read_metrics, train
 from cascaded_diffusion.training.state import Parts, TrainingState, learning_rate
@@ -358,6 +360,45 @@ def test_other_images_are_refused_or_allowed(
     del told["data"]
     manifest.write_text(json.dumps(told))
     assert train(base_config(), colour_data, tmp_path / "run", device=CPU, max_images=40).images == 40
+
+
+def _flip_last_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind, name", [("base", "images_8.npy"), ("sr", "images_8.npy"), ("sr", "labels.npy")])
+def test_images_that_changed_on_disk_are_refused_or_allowed(
+    kind: str,
+    name: str,
+    tmp_path: Path,
+    base_config: Configure,
+    sr_config: Configure,
+    colour_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The manifest, and with it the hash in the checkpoint, is as it was."""
+    config = base_config() if kind == "base" else sr_config()
+    shutil.copytree(colour_folder, tmp_path / "data")
+    data, run = PreparedData.open(tmp_path / "data"), tmp_path / "run"
+    train(config, data, run, device=CPU, max_images=8)
+    # Not what the stage is trained on.
+    for other in ("train/images_32.npy", "val/images_8.npy"):
+        _flip_last_byte(tmp_path / "data" / other)
+    train(config, data, run, device=CPU, max_images=16)
+    path = tmp_path / "data/train" / name
+    values = np.load(path)
+    np.save(path, (values + 1) % 4 if name == "labels.npy" else values ^ 1)
+    data = PreparedData.open(tmp_path / "data")
+    with pytest.raises(UserError, match=rf"{name}: not as it was prepared .*another folder, or pass --allow-changes"):
+        train(config, data, run, device=CPU, max_images=24)
+    assert [int(folder.name) for folder in checkpoint_folders(run)] == [8, 16]
+    # Neither a new run nor one of more than can be read in a moment waits for it.
+    assert train(config, data, tmp_path / "new", device=CPU, max_images=8).images == 8
+    assert train(config, data, run, device=CPU, max_images=24, allow_changes=True).images == 24
+    monkeypatch.setattr(run_module, "MOST_VERIFIED", 1000)
+    assert train(config, data, run, device=CPU, max_images=32).images == 32
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(

@@ -8,11 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cascaded_diffusion.cascade.stage import StageConfig
+from cascaded_diffusion.data.prepare import prepare
+from cascaded_diffusion.data.prepared import PreparedData
 from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.training.run import MetricsLog, RunLock, differences, open_run, take_over
+from cascaded_diffusion.training.run import MetricsLog, RunLock, differences, open_run, refuse_changed, take_over
 
 Configure = Callable[..., StageConfig]
 
@@ -249,3 +252,19 @@ def test_files_elsewhere_are_neither_read_nor_changed(tmp_path: Path, base_confi
         assert (tmp_path / "elsewhere").read_text() == "{}"
         (run / name).unlink()
         (run / "config.json").write_text("{}")
+
+
+def test_compressed_images_that_changed_are_refused_too(tmp_path: Path, base_config: Configure) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 136, 136, 3), np.uint8)
+    np.savez(tmp_path / "four.npz", arr_0=pixels, arr_1=np.arange(4))
+    prepare(str(tmp_path / "four.npz"), tmp_path / "data", resolutions=[8, 136], workers=0, compress=True)
+    data = PreparedData.open(tmp_path / "data")
+    refuse_changed(base_config(136), data)
+    for name in ("images_136.pack", "images_136.offsets.npy"):
+        path = tmp_path / "data/train" / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(UserError, match=rf"{name}: not as it was prepared"):
+            refuse_changed(base_config(136), data)
+        refuse_changed(base_config(8), data)
+        path.write_bytes(whole)

@@ -28,6 +28,8 @@ from cascaded_diffusion.precision import Precision, autocast
 
 __all__ = ["Cascade", "CascadeStep", "Plan"]
 
+_MOST_SAMPLES = 10**9
+
 
 class Cascade:
     """A chain of trained stages.
@@ -378,8 +380,8 @@ class Cascade:
             num = len(low_res)
         ids = [-1] if ids is None else ids
         count = len(ids) if num is None else num
-        if count < 1:
-            raise UserError(f"num: {count} is not allowed; give a number from 1")
+        if not 1 <= count <= _MOST_SAMPLES:
+            raise UserError(f"num: {count} is not allowed; give a number from 1 to {_MOST_SAMPLES:,}")
         if first < 0:
             raise UserError(f"first: {first} is not allowed; give a number from 0")
         return np.array(ids, np.int64)[np.arange(first, first + count) % len(ids)]

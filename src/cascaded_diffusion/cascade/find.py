@@ -27,24 +27,27 @@ def find_cascade(
 ) -> tuple[Path, str]:
     """The folder of a cascade, and where that is: ``packaged``, ``here``, or in the cache of the ``hub``.
 
-    Packaged names win, then folders, then the Hugging Face hub for a name of the form ``user/name``. The other
-    arguments are the hub's; see :func:`cascaded_diffusion.interop.hub.pull`.
+    Packaged names win, then folders, then the Hugging Face hub for a name of the form ``user/name`` unless ``user``
+    is a folder here. The other arguments are the hub's; see :func:`cascaded_diffusion.interop.hub.pull`.
 
     Raises:
         UserError: none of them.
+        RuntimeError: the hub does not answer.
     """
     packaged = packaged_cascades()
     if str(name) in packaged:
         return packaged[str(name)], "packaged"
     if Path(name).is_dir():
         return Path(name), "here"
-    from cascaded_diffusion.interop.hub import is_repository, pull
+    from cascaded_diffusion.interop.hub import may_be_repository, pull
 
-    if is_repository(str(name)) and not Path(name).exists():
+    if may_be_repository(str(name)):
         try:
             found = pull(str(name), token=token, revision=revision, endpoint=endpoint, cache_dir=cache_dir)
         except UserError as error:
             raise UserError(f"cascade: {str(name)!r} is not a folder here; {error}") from None
+        except RuntimeError as error:
+            raise RuntimeError(f"cascade: {str(name)!r} is not a folder here; {error}") from None
         return found, "hub"
     hint = did_you_mean(str(name), list(packaged))
     raise UserError(

@@ -31,7 +31,7 @@ def parse_guide(text: str) -> GuidePart:
     """``STAGE=PART`` or ``STAGE=PART@IMAGES``; ``UserError`` for something else."""
     stage, equals, place = text.partition("=")
     path, at, images = place.rpartition("@")
-    if not at or not (images.isascii() and images.isdigit()):
+    if not at or not (images.isascii() and images.isdigit() and len(images) < 20):
         path, images = place, ""
     if not equals or not stage.strip() or not path:
         raise UserError(f"--guide: {text!r} is not of the form STAGE=PART or STAGE=PART@IMAGES")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -197,7 +197,13 @@ class Checkpoint(NamedTuple):
 
 
 def judge_run(
-    run: Path, request: Request, *, images: int | None = None, ema: str | None = None, every: bool = False
+    run: Path,
+    request: Request,
+    *,
+    images: int | None = None,
+    ema: str | None = None,
+    every: bool = False,
+    keep: Callable[[list[Checkpoint]], None] | None = None,
 ) -> list[Checkpoint]:
     """Score a run's newest checkpoint, the one at ``images``, or with ``every`` all of them, oldest first.
 
@@ -210,6 +216,7 @@ def judge_run(
         ema: which average of the weights, as :func:`stage_from_run` takes it.
         every: score all checkpoints but one from before the first step, and but those that cannot be read, which are
             told of.
+        keep: called with all that are scored, after each.
 
     Raises:
         UserError: no checkpoint, none that can be read, or as for :func:`judge_stage`.
@@ -246,6 +253,8 @@ def judge_run(
         stage.to(request.device)
         told = replace(request, watch=_prefixed(request.watch, f"{number:,}: ")) if every else request
         found.append(Checkpoint(number, choice, judge_stage(stage, stage.config.sampling, told, source=source)))
+        if keep is not None:
+            keep(found)
     return found
 
 

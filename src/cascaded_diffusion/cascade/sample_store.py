@@ -37,6 +37,7 @@ _REQUEST = "request.json"
 
 def store_folder(out: Path) -> Path:
     """Where the batches of an unfinished ``out`` are kept."""
+    out = out.absolute()  # "." has no name
     return out.with_name(f".{out.name}.sampling")
 
 

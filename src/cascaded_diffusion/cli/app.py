@@ -30,6 +30,7 @@ from cascaded_diffusion.cli.train import train_command
 from cascaded_diffusion.cli.train_classifier import train_classifier_command
 from cascaded_diffusion.cli.ui import ui_command
 from cascaded_diffusion.errors import UserError, one_line
+from cascaded_diffusion.telling import tell
 from cascaded_diffusion.version import VERSION
 
 __all__ = ["app", "main"]
@@ -94,7 +95,7 @@ class _Warnings(logging.Handler):
     """Tells what the library warns of in one line on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(f"warning: {record.getMessage()}\n")
+        tell(f"warning: {record.getMessage()}")
 
 
 _WARNINGS = _Warnings(logging.WARNING)
@@ -151,5 +152,5 @@ def _tell(error: Exception) -> int:
 def _complain(line: str, status: int, about: str | None = None) -> int:
     """Tell an error, once for all processes of a launch that have the same; of one ``about`` a thing, rank 0's."""
     if is_ours_to_tell(line if about is None else about, after_main=about is not None):
-        sys.stderr.write(f"cdm: {line}\n")
+        tell(f"cdm: {line}")
     return status

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,7 +31,7 @@ from cascaded_diffusion.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from cascaded_diffusion.cascade.judge import Request
+    from cascaded_diffusion.cascade.judge import Checkpoint, Request
     from cascaded_diffusion.data.prepared import PreparedData
     from cascaded_diffusion.evaluation.cas import CasConfig
     from cascaded_diffusion.evaluation.scores import Score
@@ -217,7 +217,7 @@ def _kind(subject: str, of_run: str | None) -> str:
     from cascaded_diffusion.cascade.find import packaged_cascades
     from cascaded_diffusion.cascade.manifest import MANIFEST_FILE
     from cascaded_diffusion.cascade.stage import CONFIG_FILE, WEIGHTS_FILE
-    from cascaded_diffusion.interop.hub import is_repository
+    from cascaded_diffusion.interop.hub import may_be_repository
     from cascaded_diffusion.training.export import is_run
 
     path = Path(subject)
@@ -225,7 +225,7 @@ def _kind(subject: str, of_run: str | None) -> str:
         raise UserError(f"{subject}: not there; {of_run} is for a run folder")
     if subject in packaged_cascades() or (path / MANIFEST_FILE).is_file():
         return "cascade"
-    if not path.exists() and is_repository(subject) and path.suffix != ".npz":
+    if may_be_repository(subject) and path.suffix != ".npz":
         return "cascade"
     if path.suffix == ".npz" and not path.is_dir():
         return "samples"
@@ -285,10 +285,13 @@ def _request(
     import numpy as np
 
     from cascaded_diffusion.cascade.judge import Request
-    from cascaded_diffusion.evaluation.features import default_extractor, load_extractor
+    from cascaded_diffusion.evaluation.features import PACKAGED, default_extractor, load_extractor
     from cascaded_diffusion.evaluation.request import DEFAULT_METRICS
 
-    name = asked.features or default_extractor(data.channels, data.class_names, data.resolutions[-1])
+    name = asked.features
+    if name is None:
+        name = default_extractor(data.channels, data.class_names, data.resolutions[-1])
+    tell_which("feature network", name, PACKAGED)
     extractor = load_extractor(name, device=device)
     if metrics is None:
         metrics = DEFAULT_METRICS
@@ -304,6 +307,8 @@ def _judge(asked: _Asked, request: Request) -> tuple[dict[str, Score], dict[str,
     from cascaded_diffusion.cascade import judge
     from cascaded_diffusion.cascade.chain import Cascade
     from cascaded_diffusion.cascade.find import find_cascade, packaged_cascades
+    from cascaded_diffusion.evaluation.scores import write_scores
+    from cascaded_diffusion.ranks import current_ranks
     from cascaded_diffusion.training.export import load_part
 
     path = Path(asked.subject)
@@ -319,22 +324,37 @@ def _judge(asked: _Asked, request: Request) -> tuple[dict[str, Score], dict[str,
         stage, sampling, _ = load_part(path)
         stage.to(request.device)
         return judge.judge_stage(stage, sampling, request, source=judge.stage_source(path, stage.name)), {}
-    found = judge.judge_run(path, request, images=asked.checkpoint, ema=asked.ema, every=asked.all_checkpoints)
-    best = judge.best_checkpoint(found, request) if asked.all_checkpoints else found[0]
-    more: dict[str, Any] = {"images": best.images, "ema": best.ema}
-    if asked.all_checkpoints:
-        more["checkpoints"] = [
-            {"images": each.images, "ema": each.ema, "scores": {k: v.to_json() for k, v in each.scores.items()}}
-            for each in found
-        ]
-    return best.scores, more
+
+    def so_far(found: list[Checkpoint]) -> tuple[dict[str, Score], dict[str, Any]]:
+        best = judge.best_checkpoint(found, request) if asked.all_checkpoints else found[0]
+        more: dict[str, Any] = {"images": best.images, "ema": best.ema}
+        if asked.all_checkpoints:
+            more["checkpoints"] = [
+                {"images": each.images, "ema": each.ema, "scores": {k: v.to_json() for k, v in each.scores.items()}}
+                for each in found
+            ]
+        return best.scores, more
+
+    def keep(found: list[Checkpoint]) -> None:
+        """What is scored outlasts an interruption."""
+        if asked.json is not None and asked.all_checkpoints and current_ranks().is_main:
+            with suppress(OSError, UserError):  # told of at the end, if it is still so
+                scores, more = so_far(found)
+                write_scores(asked.json, scores, **more)
+
+    every = asked.all_checkpoints
+    return so_far(judge.judge_run(path, request, images=asked.checkpoint, ema=asked.ema, every=every, keep=keep))
 
 
 def _tell(asked: _Asked, scores: dict[str, Score], more: dict[str, Any]) -> None:
     from cascaded_diffusion.evaluation.scores import Score, comparison, table, warnings_of, write_scores
 
+    failed: OSError | None = None
     if asked.json is not None:
-        write_scores(asked.json, scores, **more)
+        try:
+            write_scores(asked.json, scores, **more)
+        except OSError as error:  # the scores are shown all the same
+            failed = error
     if "checkpoints" in more:
         rows = {
             f"{each['images']:,}": {key: Score.from_json(value) for key, value in each["scores"].items()}
@@ -344,7 +364,9 @@ def _tell(asked: _Asked, scores: dict[str, Score], more: dict[str, Any]) -> None
     typer.echo(table(scores))
     for warning in warnings_of(scores):
         typer.echo(f"warning: {warning}", err=True)
-    if asked.json is not None:
+    if asked.json is not None and failed is None:
         typer.echo(f"{asked.json}: all of this as JSON")
     if asked.request["keep"] is not None:
         typer.echo(f"{asked.request['keep']}: the samples")
+    if failed is not None:
+        raise failed

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from cascaded_diffusion.telling import tell
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -46,7 +47,7 @@ class ProgressDisplay:
         if self._console.is_terminal:
             self._console.print(line, markup=False, soft_wrap=True)
         else:
-            sys.stderr.write(f"{line}\n")
+            tell(line)
 
     def begin(self, what: str, done: int = 0) -> None:
         """Start the clock of a piece of work of which ``done`` images were done before."""

@@ -52,7 +52,12 @@ __all__ = ["sample_command"]
 def sample_command(
     cascade: CascadeName,
     out: Annotated[
-        Path, typer.Option("--out", metavar="FILE.npz|DIR", help="An .npz file, or a folder for PNG files.")
+        Path,
+        typer.Option(
+            "--out",
+            metavar="FILE.npz|DIR",
+            help="An .npz file, replaced if it is there, or a new or empty folder for PNG files.",
+        ),
     ],
     classes: Annotated[
         str | None, typer.Option("--classes", metavar="3,Bag", help="Class ids or names; default all.")
@@ -158,6 +163,24 @@ class _Places:
     rgb: bool
 
 
+_OTHER_FILES = {
+    ".gif",
+    ".gz",
+    ".jpeg",
+    ".jpg",
+    ".json",
+    ".npy",
+    ".npz",
+    ".png",
+    ".pt",
+    ".safetensors",
+    ".tar",
+    ".webp",
+    ".zip",
+}
+"""Endings that nobody gives a folder."""
+
+
 def _check_places(out: Path, grid: Path | None, stages: Path | None) -> None:
     """Find out before sampling, not after, that a result could not be written."""
     from cascaded_diffusion.files import refuse_filled
@@ -165,7 +188,7 @@ def _check_places(out: Path, grid: Path | None, stages: Path | None) -> None:
     if out.suffix == ".npz":
         if out.is_dir():
             raise UserError(f"--out: {out} is a folder; a name that ends in .npz must be a file's")
-    elif out.suffix and not out.is_dir():
+    elif out.suffix.lower() in _OTHER_FILES and not out.is_dir():
         raise UserError(f"--out: {out} ends in {out.suffix}; allowed: a file that ends in .npz, or a folder")
     elif not _is_begun(out):
         refuse_filled(out)

@@ -199,7 +199,7 @@ def _steps(text: str | None) -> list[str] | None:
     words = _listed("--steps", text)
     for word in words or ():
         number = word.removeprefix("ddim")
-        if not number.isascii() or not number.isdigit() or int(number) < 1:
+        if not number.isascii() or not number.isdigit() or len(number) > 9 or int(number) < 1:
             raise UserError(f"--steps: {word!r} is not allowed; give numbers from 1, or ddimN")
     return words
 
@@ -262,12 +262,15 @@ def _prepare(asked: _Asked, settings: dict[str, Any], folder: Path, device: torc
     from cascaded_diffusion.cascade.manifest import CascadeManifest
     from cascaded_diffusion.cascade.search import prepare_search
     from cascaded_diffusion.data.prepared import PreparedData
-    from cascaded_diffusion.evaluation.features import default_extractor, load_extractor
+    from cascaded_diffusion.evaluation.features import PACKAGED, default_extractor, load_extractor
 
     tell_which("cascade", asked.cascade, packaged_cascades())
     loaded = Cascade.from_pretrained(folder).to(device)
     prepared = PreparedData.open(asked.data)
-    name = asked.features or default_extractor(prepared.channels, prepared.class_names, prepared.resolutions[-1])
+    name = asked.features
+    if name is None:
+        name = default_extractor(prepared.channels, prepared.class_names, prepared.resolutions[-1])
+    tell_which("feature network", name, PACKAGED)
     extractor = load_extractor(name, device=device)
     return prepare_search(loaded, CascadeManifest.read(folder), prepared, extractor, **settings)
 

@@ -170,6 +170,6 @@ def batch_size(text: str) -> int | Literal["auto"]:
     """``auto``, or a number from 1."""
     if text == "auto":
         return "auto"
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or int(text) < 1:
         raise UserError(f"--batch-size: {text!r} is not allowed; give a number from 1, or auto")
     return int(text)

@@ -30,7 +30,11 @@ _FORM = "uint8 images (N, height, width), or (N, height, width, channels) with 1
 def open_archive(path: Path, scratch: Path) -> Source:
     """Check an archive's headers, and unpack its pixels to ``scratch``, where they can be mapped into memory.
 
-    Arrays are found under ``arr_0`` or ``images``, and ``arr_1`` or ``labels``. A label of -1 means: without classes.
+    Arrays are found under ``arr_0`` or ``images``, and ``arr_1`` or ``labels``. Labels that are all -1 mean: without
+    classes.
+
+    Raises:
+        UserError: not such a file, or a label of -1 beside others.
     """
     with open_zip(path, "not a whole .npz file") as archive:
         images = _member(path, archive, ("arr_0", "images"))
@@ -114,7 +118,7 @@ def _exactly(file: IO[bytes], size: int) -> bytes:
 def _read_labels(
     path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, count: int
 ) -> npt.NDArray[np.int64] | None:
-    """Class numbers (N,), or None if any is -1."""
+    """Class numbers (N,), or None if all are -1."""
     with open_array(path, archive, member) as (file, header):
         if header.dtype.kind in "iufb" and len(header.shape) == 2 and header.shape[0] == count and header.shape[1]:
             labels = _from_one_hot(path, member, file, header)
@@ -127,4 +131,8 @@ def _read_labels(
     if low < -1 or high >= MAX_CLASSES:
         allowed = f"give 0 to {MAX_CLASSES - 1}, or -1 for no classes"
         raise UserError(f"{path}: {member.filename} has labels from {low} to {high}; {allowed}")
-    return None if low == -1 else labels.astype(np.int64)
+    if low == -1 < high:
+        missing, known = int((labels == -1).argmax()), int((labels != -1).argmax())
+        found = f"no class (-1) for image {missing}, where image {known} has class {labels[known]}"
+        raise UserError(f"{path}: {member.filename} has {found}; give all images a class, or all -1")
+    return None if high == -1 else labels.astype(np.int64)

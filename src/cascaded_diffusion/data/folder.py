@@ -1,5 +1,8 @@
 """Folders of image files as a source: classes from folder names, splits from ``train/`` and ``val/``.
 
+Splits are known by other names of theirs too (``Training``, ``validation``, ``train_set``): taken for classes, they
+would have the held-out images trained on.
+
 Links to files and folders are followed, so that a subset can be made of links; one that leads back to a folder it lies
 in is an error. Hidden files and what file managers leave (Thumbs.db and the like) are passed over. Every file whose
 name ends like an image's must be one; other files (read-me, licence, JSON, ...) are ignored and counted.
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +25,20 @@ from cascaded_diffusion.errors import UserError
 __all__ = ["FolderReader", "Listing", "is_image", "list_images", "open_folder", "source_of"]
 
 _LITTER = {"Thumbs.db", "desktop.ini", "Icon\r", "__MACOSX"}
-_SPLIT_LIKE = {"train", "val", "valid", "validation", "test"}
+_SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+}
+_SPLIT_LIKE = re.compile(  # also train_set, test-images, val2017
+    rf"({'|'.join(_SPLIT_WORDS)})(?:[ _-]?(?:set|split|data|images))?(?:[ _-]?[0-9]{{4}})?"
+)
 
 
 @dataclass(frozen=True)
@@ -48,8 +65,12 @@ class FolderReader:
 
 @dataclass
 class Listing:
-    """Image files below one folder, as (class or None, path relative to the source)."""
+    """Image files below one folder, as (class or None, path relative to the source).
 
+    ``folder`` and ``empty_classes`` are paths relative to the source as well.
+    """
+
+    folder: str
     images: list[tuple[str | None, str]] = field(default_factory=list)
     empty_classes: list[str] = field(default_factory=list)
 
@@ -59,7 +80,11 @@ class Listing:
 
 
 def open_folder(root: Path) -> Source:
-    """List the images of a folder of class folders or of images, or of two such folders ``train/`` and ``val/``."""
+    """List the images of a folder of class folders or of images, or of two such folders ``train/`` and ``val/``.
+
+    Raises:
+        UserError: its form leaves open what is a class and what a split, or a class is empty, or there are no images.
+    """
     ignored: list[str] = []
     splits = _splits(root)
     return source_of(root, {split: list_images(root, prefix, ignored) for split, prefix in splits.items()}, ignored)
@@ -83,34 +108,60 @@ def source_of(root: Path, listings: dict[str, Listing], ignored: list[str]) -> S
         reader=FolderReader(root),
         items=items,
         class_names=class_names,
-        fingerprint=_fingerprint(root, items),
-        split_rule="its folders train and val" if brings_splits else None,
+        fingerprint=_fingerprint(root, items, listings),
+        split_rule=f"its folders {' and '.join(given.folder for given in listings.values())}"
+        if brings_splits
+        else None,
         ignored=[_printable(name) for name in ignored],
     )
 
 
 def _splits(root: Path) -> dict[str, str]:
     """Which top folder is which split: {split: path relative to the root}; without such folders all is train."""
-    folders = {entry.name for entry in _entries(root) if entry.is_dir()}
-    named = folders & _SPLIT_LIKE
+    folders = [entry.name for entry in _entries(root) if entry.is_dir()]
+    splits = {name: split for name in folders if (split := _split_named(name)) is not None}
+    beside = [name for name in folders if name not in splits]
     images = any(is_image(entry.name) and not entry.is_dir() for entry in _entries(root))
-    if folders == {"train"} and not images:
-        return {"train": "train"}
-    if {"train", "val"} <= folders:
-        beside = sorted(folders - {"train", "val"}) + (["image files"] if images else [])
-        if beside:
-            others = _printable(", ".join(beside))
-            raise UserError(f"{root}: holds {others} beside its splits train and val; keep only the two")
-        return {"train": "train", "val": "val"}
-    if named and named == folders:
-        found = ", ".join(sorted(named))
+    train, val = ([name for name, split in splits.items() if split == wanted] for wanted in ("train", "val"))
+    if len(folders) == len(train) == 1 and not images:
+        return {"train": train[0]}
+    if len(train) == len(val) == 1:
+        others = [name for name in folders if name not in train + val] + (["image files"] if images else [])
+        if others:
+            found = f"holds {_listed(others)} beside its splits {train[0]} and {val[0]}"
+            raise UserError(f"{root}: {_printable(found)}; keep only the two")
+        return {"train": train[0], "val": val[0]}
+    if splits and not beside:
+        found = _printable(", ".join(splits))
         raise UserError(f"{root}: its folders are {found}; name the splits train and val, or give train alone")
+    # One such folder of images may be a class (a train beside cars); two, or one of folders, are taken for splits.
+    if len(set(splits.values())) > 1 or any(_holds_only_folders(root / name) for name in splits):
+        found = _printable(f"folders named like splits ({_listed(list(splits))}) beside others ({_listed(beside)})")
+        raise UserError(f"{root}: {found}; keep train and val, or train alone, or rename what is a class")
     return {"train": ""}
+
+
+def _split_named(folder: str) -> str | None:
+    """The split that a folder's name tells: train, val or test; None for any other name."""
+    match = _SPLIT_LIKE.fullmatch(folder.casefold())
+    return None if match is None else _SPLIT_WORDS[match.group(1)]
+
+
+def _holds_only_folders(folder: Path) -> bool:
+    """Whether a folder holds folders and no images beside them, as a split of class folders does."""
+    entries = _entries(folder)
+    return any(entry.is_dir() for entry in entries) and not any(
+        is_image(entry.name) and not entry.is_dir() for entry in entries
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def list_images(root: Path, prefix: str, ignored: list[str]) -> Listing:
     """Images directly in ``root/prefix`` (no classes), or below its folders (each a class), not both."""
-    listing = Listing()
+    listing = Listing(prefix)
     top = root / prefix
     direct: list[tuple[str | None, str]] = []
     for entry in _entries(top):
@@ -121,12 +172,10 @@ def list_images(root: Path, prefix: str, ignored: list[str]) -> Listing:
         below = [(entry.name, path) for path in _walk(Path(entry.path), relative, ignored, (_identity(top),))]
         listing.images.extend(below)
         if not below:
-            listing.empty_classes.append(entry.name)
+            listing.empty_classes.append(relative)
     if direct and listing.images:
         both = f"directly in it ({_printable(direct[0][1])}) and in folders ({_printable(listing.images[0][1])})"
         raise UserError(f"{top}: images both {both}; put all into class folders, or all into one folder")
-    if not direct and listing.images and listing.empty_classes and prefix != "val":
-        raise UserError(f"{top / listing.empty_classes[0]}: a class folder without images; remove it or fill it")
     listing.images.extend(direct)
     return listing
 
@@ -168,23 +217,30 @@ def is_image(name: str) -> bool:
 
 def _class_names(root: Path, listings: dict[str, Listing]) -> list[str] | None:
     """Names of all classes, sorted; None without classes. Both splits must agree."""
-    train = listings["train"].classes()
-    val = listings["val"].classes() if "val" in listings else train
-    if not listings["train"].images:
-        raise UserError(f"{root / 'train'}: no image files in it")
-    if "val" in listings and listings["val"].images and bool(train) != bool(val):
-        having, lacking = ("train", "val") if train else ("val", "train")
+    learned = listings["train"]
+    held_out = listings.get("val", learned)
+    train, val = learned.classes(), held_out.classes()
+    if not learned.images:
+        raise UserError(f"{root / learned.folder}: no image files in it")
+    if train and learned.empty_classes:
+        raise UserError(f"{root / learned.empty_classes[0]}: a class folder without images; remove it or fill it")
+    if held_out.images and bool(train) != bool(val):
+        having, lacking = (learned.folder, held_out.folder) if train else (held_out.folder, learned.folder)
         raise UserError(f"{root}: {having} has class folders and {lacking} has none; give both the same form")
     unknown = sorted(val - train)
     if unknown:
         known = _printable(", ".join(sorted(train)))
-        raise UserError(f"{root / 'val'}: class {_printable(unknown[0])} is not in train, which has {known}")
+        found = f"class {_printable(unknown[0])} is not in {learned.folder}"
+        raise UserError(f"{root / held_out.folder}: {found}, which has {known}")
     return sorted(_text(name, root) for name in train) or None
 
 
-def _fingerprint(root: Path, items: list[Item]) -> str:
+def _fingerprint(root: Path, items: list[Item], listings: dict[str, Listing]) -> str:
     """SHA-256 over the path and size of every image."""
     digest = hashlib.sha256()
+    for split, listing in listings.items():
+        if listing.folder not in ("", split):  # data prepared when such a folder was still a class are others
+            digest.update(f"{split}\0{listing.folder}\n".encode())
     for item in items:
         try:
             size = (root / str(item.key)).stat().st_size

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cascaded_diffusion.data.archive import open_archive
-from cascaded_diffusion.data.decoding import decode, image_suffixes
+from cascaded_diffusion.data.decoding import decode
+from cascaded_diffusion.data.folder import is_image, list_images
 from cascaded_diffusion.data.pixels import Pixels, area_resize, centre_square
 from cascaded_diffusion.data.sources import Bad
 from cascaded_diffusion.errors import UserError
@@ -19,7 +20,7 @@ __all__ = ["GivenImages", "read_given_images"]
 
 
 class GivenImages(NamedTuple):
-    """uint8 (N, r, r, C), and their labels if the file has them."""
+    """uint8 (N, r, r, C), and their labels if an ``.npz`` has them."""
 
     images: Pixels
     labels: npt.NDArray[np.int64] | None
@@ -28,13 +29,15 @@ class GivenImages(NamedTuple):
 def read_given_images(path: Path, side: int, channels: int) -> GivenImages:
     """Read one image, a folder of images or an ``.npz``, cropped to the centre square and area-averaged to ``side``.
 
+    A folder holds images, or folders of them, which are read one after the other; their names are no labels.
+
     Raises:
-        UserError: a file that cannot be read, or an image smaller than ``side``; each is named.
+        UserError: a file that cannot be read, an image smaller than ``side``, or a folder with images both directly
+            and in folders; each is named.
     """
     if path.suffix == ".npz":
         return _from_archive(path, side, channels)
-    files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
-    files = [file for file in files if file.suffix.lower() in image_suffixes() and not file.name.startswith(".")]
+    files = _files(path)
     if not files:
         raise UserError(f"--from-images: {path} is neither an image, a folder of images nor an .npz")
     rows = []
@@ -44,6 +47,12 @@ def read_given_images(path: Path, side: int, channels: int) -> GivenImages:
             raise UserError(f"{file}: {pixels.reason}")
         rows.append(_fitted(pixels[None], side, file))
     return GivenImages(np.concatenate(rows), None)
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return [path / name for _, name in list_images(path, "", []).images]
+    return [path] if path.is_file() and is_image(path.name) and not path.name.startswith(".") else []
 
 
 def _from_archive(path: Path, side: int, channels: int) -> GivenImages:

@@ -95,7 +95,7 @@ def _labelled(layout: ImageNetLayout, val: Listing) -> Listing:
         if synset is None:
             raise UserError(f"{layout.splits / path}: its class is not in {table or annotations}")
         images.append((synset, path))
-    return Listing(images)
+    return replace(val, images=images)
 
 
 def _from_table(path: Path) -> dict[str, str]:

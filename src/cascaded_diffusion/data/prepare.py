@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,16 +21,13 @@ from cascaded_diffusion.data.streams import PREFIXES, Columns, Stream, local_fol
 from cascaded_diffusion.data.workers import WorkerPool
 from cascaded_diffusion.data.workspace import finished_manifest, free_space_check, workspace
 from cascaded_diffusion.errors import UserError
+from cascaded_diffusion.telling import tell
 
 __all__ = ["MAX_RESOLUTION", "Note", "Progress", "prepare"]
 
 Result = TypeVar("Result")
 Progress = Callable[[str, int, int | None], None]  # what is being done, images done, images in all if that is known
 Note = Callable[[str], None]  # one line a person should read
-
-
-def _to_stderr(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
 
 
 def _no_progress(what: str, done: int, total: int | None) -> None:
@@ -51,7 +47,7 @@ def prepare(
     columns: Columns | None = None,
     workers: int | None = None,
     progress: Progress = _no_progress,
-    note: Note = _to_stderr,
+    note: Note = tell,
 ) -> Manifest:
     """Write the images of ``source`` to the new folder ``out`` at every resolution; see ``docs`` for the layout.
 

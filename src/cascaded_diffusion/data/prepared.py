@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -83,10 +84,14 @@ class PreparedData:
     def _splits(self) -> dict[str, Split]:
         return {name: Split(self, name, getattr(self.manifest.counts, name)) for name in self.splits}
 
-    def verify(self) -> None:
-        """Read every array and compare its SHA-256 with the manifest; a ``UserError`` names the first that differs."""
-        for name, expected in self.manifest.files.items():
-            if sha256_of(self.folder / name) != expected:
+    def verify(self, names: Iterable[str] | None = None) -> None:
+        """Read files and compare their SHA-256 with the manifest; a ``UserError`` names the first that differs.
+
+        Args:
+            names: which of the manifest's files; all of them by default.
+        """
+        for name in self.manifest.files if names is None else names:
+            if sha256_of(self.folder / name) != self.manifest.files[name]:
                 raise UserError(f"{self.folder / name}: not as it was prepared (its SHA-256 is not the manifest's)")
 
 

@@ -15,19 +15,26 @@ from cascaded_diffusion.files import sync_folder, try_lock
 
 __all__ = ["finished_manifest", "free_space_check", "workspace"]
 
-_OWN_ENTRIES = {"train", "val", "scratch", "manifest"}  # up to the first dot; atomic writes put one in front
+MANIFEST = "manifest.json"
+_INSIDE = ".preparing"
+_SPLITS = ("train", "val")
+_OWN_ENTRIES = {*_SPLITS, "scratch", "manifest"}  # up to the first dot; atomic writes put one in front
 
 
 @contextlib.contextmanager
 def workspace(out: Path, source: Path | None) -> Iterator[tuple[Path, Path]]:
-    """Yield an empty hidden folder beside ``out`` and one for scratch inside it; at the end it becomes ``out``.
+    """Yield an empty hidden folder and one for scratch inside it; at the end its content is that of ``out``.
+
+    It lies beside ``out`` and takes its name. If ``out`` is there, empty, it lies inside: that may be a mount point, or
+    in a place where nothing else may be written.
 
     It is locked, so two runs cannot share it. If the body raises, it is removed; what a killed run left is removed by
     the next. If the body wrote no manifest, ``out`` is left as it was.
     """
     target = out.resolve()
     _check_target(out, target, source)
-    work = target.with_name(f".{target.name}.preparing")
+    is_inside = target.is_dir() and not (target / MANIFEST).is_file()
+    work = target / _INSIDE if is_inside else target.with_name(f".{target.name}{_INSIDE}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         work.mkdir(exist_ok=True)
@@ -37,16 +44,26 @@ def workspace(out: Path, source: Path | None) -> Iterator[tuple[Path, Path]]:
     try:
         _lock(descriptor, work, out)
         _clear(work)
+        if is_inside:
+            for split in _SPLITS:
+                shutil.rmtree(target / split, ignore_errors=True)
         scratch = work / "scratch"
         scratch.mkdir()
         try:
             yield work, scratch
             shutil.rmtree(scratch)
-            if (work / "manifest.json").exists():
+            if (work / MANIFEST).exists():
                 for folder in [*(entry for entry in work.iterdir() if entry.is_dir()), work]:
                     sync_folder(folder)
-                os.rename(work, target)  # replaces an empty folder, fails on any other
-                sync_folder(target.parent)
+                if is_inside:
+                    if any(entry != work for entry in target.iterdir()):
+                        raise UserError(f"{out}: another program has filled it meanwhile; give a new folder")
+                    for entry in sorted(work.iterdir(), key=lambda entry: entry.name == MANIFEST):  # it comes last
+                        os.rename(entry, target / entry.name)
+                    sync_folder(target)
+                else:
+                    os.rename(work, target)
+                    sync_folder(target.parent)
         finally:
             shutil.rmtree(work, ignore_errors=True)  # after the rename there is none
     finally:
@@ -57,7 +74,7 @@ def finished_manifest(out: Path, source: str, request: Request, options: Options
     """The manifest of ``out`` if it is this very request's result, None if there is none, else a ``UserError``."""
     from cascaded_diffusion.data.prepared import PreparedData
 
-    if not (out / "manifest.json").exists():
+    if not (out / MANIFEST).exists():
         return None
     manifest = PreparedData.open(out).manifest
     differing = [
@@ -91,10 +108,16 @@ def free_space_check(folder: Path, needed: int) -> None:
 def _check_target(out: Path, target: Path, source: Path | None) -> None:
     if target.exists() and not target.is_dir():
         raise UserError(f"{out}: a file of this name exists; give a new folder")
-    if target.is_dir() and not (target / "manifest.json").is_file() and any(target.iterdir()):
+    if target.is_dir() and not (target / MANIFEST).is_file() and not _holds_leftovers(target):
         raise UserError(f"{out}: not empty and not prepared data; nothing is overwritten, give a new folder")
     if source is not None and source.is_dir() and source.resolve() in [target, *target.parents]:
         raise UserError(f"{out}: lies inside the source {source}; give a folder elsewhere")
+
+
+def _holds_leftovers(target: Path) -> bool:
+    """Whether a folder is empty, or holds only what a run killed while it worked inside it left."""
+    names = {entry.name for entry in target.iterdir()}
+    return not names or (_INSIDE in names and names <= {_INSIDE, *_SPLITS})
 
 
 def _lock(descriptor: int, work: Path, out: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -30,18 +31,35 @@ __all__ = ["IMAGES", "run_demo"]
 IMAGES = Path(__file__).with_name("images.npz")
 """A few thousand real Fashion-MNIST images at 32x32."""
 _MARK = ".cdm-demo"
+_MADE = ("data", "runs", "tiny-cascade", "grid.png", "report.html")
+"""Everything that the demo puts into its folder, beside the mark."""
+_LEFT = r"\.(preparing|partial|(partial\.)?[a-z0-9_]{8})"
+"""What stands behind one of these names, and a dot before it, where a process died while it wrote."""
 _STRENGTHS = [0.0, 0.1, 0.2, 0.4, 0.6]
 
 
+def _is_ours(name: str) -> bool:
+    return name == _MARK or any(
+        name == made or re.fullmatch(rf"\.{re.escape(made)}{_LEFT}", name) is not None for made in _MADE
+    )
+
+
 def _clear(out: Path) -> None:
-    """Make way for a new demo: an earlier demo's folder is emptied, any other content refused."""
+    """Make way for a new demo: what an earlier one made goes, and a folder that holds anything else is refused."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is a file; give a folder")
-    if out.is_dir() and any(out.iterdir()):
-        if not (out / _MARK).exists():
-            raise UserError(f"--out: {out} holds something that is not an earlier demo; choose another folder")
-        for part in out.iterdir():
-            shutil.rmtree(part) if part.is_dir() else part.unlink()
+    parts = sorted(out.iterdir()) if out.is_dir() else []
+    if parts and not (out / _MARK).exists():
+        raise UserError(f"--out: {out} holds something that is not an earlier demo; choose another folder")
+    for part in parts:
+        if not _is_ours(part.name):
+            raise UserError(
+                f"--out: {out} holds {part.name}, which no demo made; move it away or choose another folder"
+            )
+    for part in parts:
+        # The mark stays: what is deleted only half is still an earlier demo.
+        if part.name != _MARK:
+            shutil.rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink()
     out.mkdir(parents=True, exist_ok=True)
     (out / _MARK).touch()
 
@@ -62,7 +80,7 @@ def run_demo(
     """Train the recipe ``demo`` for a short while, sample the packaged cascade, write ``report.html`` and ``grid.png``.
 
     Args:
-        out: the demo's folder; an earlier demo in it is replaced.
+        out: the demo's folder; what an earlier demo made in it is replaced.
         note: shows a line.
         watch: shows the training's progress.
         seconds: training time of each stage; the stages train side by side.
@@ -73,7 +91,7 @@ def run_demo(
         The report.
 
     Raises:
-        UserError: ``out`` holds something else.
+        UserError: ``out`` holds anything else; nothing in it is touched then.
     """
     started = time.perf_counter()
     _clear(out)

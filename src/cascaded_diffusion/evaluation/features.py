@@ -17,6 +17,7 @@ from cascaded_diffusion.data.fashion_mnist import CLASS_NAMES
 from cascaded_diffusion.errors import UserError, did_you_mean
 
 __all__ = [
+    "PACKAGED",
     "Extractor",
     "Features",
     "default_extractor",
@@ -26,6 +27,8 @@ __all__ = [
 ]
 
 FASHION_MNIST, EFFICIENTNET, INCEPTION = "fashion-mnist", "efficientnet-lite0", "inception"
+PACKAGED = (FASHION_MNIST, EFFICIENTNET)
+"""Names that win over files and folders."""
 _RESERVED = (FASHION_MNIST, EFFICIENTNET, INCEPTION, "inception-unchecked")
 _CHOICES = f"{FASHION_MNIST}, {EFFICIENTNET}, {INCEPTION}:WEIGHTS.pth, a .pt2 file, a folder of cdm train-classifier"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

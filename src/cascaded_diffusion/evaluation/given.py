@@ -41,8 +41,8 @@ def read_samples(path: Path) -> Iterator[GivenSamples]:
     """Open a samples file; the images are there for the length of the block.
 
     The file holds uint8 images (N, R, R, C) or (N, R, R) as ``arr_0`` or ``images``, and may hold labels as ``arr_1``
-    or ``labels``: whole numbers (N,), of which any -1 means that there are none, or one-hot rows (N, K). Nothing in it
-    is unpickled.
+    or ``labels``: whole numbers (N,), all -1 where there are none, or one-hot rows (N, K). Nothing in it is
+    unpickled.
 
     Raises:
         UserError: no such file, not such a file, or images that are not square.

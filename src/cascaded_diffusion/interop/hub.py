@@ -17,7 +17,7 @@ from cascaded_diffusion.cascade.manifest import MANIFEST_FILE, CascadeManifest
 from cascaded_diffusion.errors import UserError, one_line
 from cascaded_diffusion.extras import load_extra, transport_errors
 
-__all__ = ["CARD_FILE", "SAMPLES_FILE", "check_repository", "is_repository", "pull", "push"]
+__all__ = ["CARD_FILE", "SAMPLES_FILE", "check_repository", "is_repository", "may_be_repository", "pull", "push"]
 
 CARD_FILE = "README.md"
 SAMPLES_FILE = "samples.png"
@@ -28,6 +28,12 @@ _LOGIN = "log in with hf auth login, or set HF_TOKEN"
 def is_repository(name: str) -> bool:
     """Whether a name has the form ``user/name``."""
     return re.fullmatch(f"{_NAME}/{_NAME}", name) is not None
+
+
+def may_be_repository(name: str) -> bool:
+    """Whether a name can only be the hub's: it has the form, is no file here, and its ``user`` is no folder here."""
+    path = Path(name)
+    return is_repository(name) and not path.exists() and not path.parent.is_dir()
 
 
 def check_repository(name: str) -> None:

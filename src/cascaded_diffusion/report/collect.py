@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +13,7 @@ from cascaded_diffusion.cascade.manifest import MANIFEST_FILE
 from cascaded_diffusion.cascade.stage import CONFIG_FILE, WEIGHTS_FILE
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import read_json
-from cascaded_diffusion.interop.hub import is_repository
+from cascaded_diffusion.interop.hub import may_be_repository
 from cascaded_diffusion.training.run import METRICS_FILE
 
 __all__ = ["DEPTH", "Subjects", "find_subjects", "is_run_folder"]
@@ -21,6 +23,8 @@ DEPTH = 3
 SEARCH_FILE = "search.json"
 _KNOWN_FILES = frozenset({CONFIG_FILE, MANIFEST_FILE, SEARCH_FILE, "manifest.json"})
 _JSON_LIMIT = 16 * 2**20
+_MOST_TOLD = 5
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -47,6 +51,8 @@ def is_run_folder(folder: Path) -> bool:
 def find_subjects(target: str, *, scores: Sequence[Path] = (), search: Path | None = None) -> Subjects:
     """Find what a page about ``target`` covers.
 
+    JSON files in a folder that cannot be read, and folders in it that cannot be listed, are passed over with a warning.
+
     Args:
         target: a packaged cascade's name (which wins), a cascade, a run, a search folder, or a folder that is searched
             for them and for scores files, :data:`DEPTH` folders deep.
@@ -54,13 +60,14 @@ def find_subjects(target: str, *, scores: Sequence[Path] = (), search: Path | No
         search: a further search folder.
 
     Raises:
-        UserError: nothing there, or nothing that a page could be about.
+        UserError: nothing there, nothing that a page could be about, or ``target`` itself cannot be listed.
     """
     found = Subjects()
+    passed: list[str] = []
     packaged = packaged_cascades()
     if target in packaged:
         found.cascades.append((target, packaged[target]))
-    elif not Path(target).exists() and is_repository(target):
+    elif may_be_repository(target):
         found.cascades.append((target, find_cascade(target)[0]))
     else:
         folder = Path(target)
@@ -69,9 +76,9 @@ def find_subjects(target: str, *, scores: Sequence[Path] = (), search: Path | No
         if not folder.is_dir():
             names = ", ".join(packaged) or "none"
             raise UserError(f"{target!r}: no such folder; give a run, a cascade, a folder, or a packaged one ({names})")
-        if (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file():
+        if os.path.isfile(folder / CONFIG_FILE) and os.path.isfile(folder / WEIGHTS_FILE):
             raise UserError(f"{folder}: a single stage; make a cascade of it with cdm assemble")
-        for path in _walk(folder, DEPTH):
+        for path in _walk(folder, DEPTH, passed):
             _sort(path, _name(path, folder), found)
     for path in scores:
         if not path.is_file():
@@ -83,8 +90,18 @@ def find_subjects(target: str, *, scores: Sequence[Path] = (), search: Path | No
         _add(found.searches, search.resolve().name, search)
     if not found:
         what = "no run, cascade, search folder or scores file"
-        raise UserError(f"{target}: {what} in it, looked {DEPTH} folders deep")
+        raise UserError("; ".join([f"{target}: {what} in it, looked {DEPTH} folders deep", *_told(passed)]))
+    for line in _told(passed):
+        _LOG.warning("%s", line)
     return found
+
+
+def _told(passed: Sequence[str]) -> list[str]:
+    """What was passed over, in one line, or none."""
+    if not passed:
+        return []
+    more = [f"and {len(passed) - _MOST_TOLD} more"] if len(passed) > _MOST_TOLD else []
+    return [f"passed over {'; '.join([*passed[:_MOST_TOLD], *more])}"]
 
 
 def _name(path: Path, top: Path) -> str:
@@ -108,30 +125,48 @@ def _sort(path: Path, name: str, found: Subjects) -> None:
         found.runs.append((name, path))
 
 
-def _walk(folder: Path, depth: int) -> Iterator[Path]:
-    """Folders that are something, and scores files, in the order of their names."""
-    is_cascade, is_search = (folder / MANIFEST_FILE).is_file(), (folder / SEARCH_FILE).is_file()
-    is_run = is_run_folder(folder)
+def _walk(folder: Path, depth: int, passed: list[str]) -> Iterator[Path]:
+    """Folders that are something, and scores files, in the order of their names; ``passed`` takes what cannot be read.
+
+    Raises:
+        UserError: ``folder`` cannot be listed, and is the one that was asked for.
+    """
+    try:
+        is_cascade, is_search = (folder / MANIFEST_FILE).is_file(), (folder / SEARCH_FILE).is_file()
+        is_run = is_run_folder(folder)
+        if not (is_cascade or is_search or is_run) and (folder / "manifest.json").is_file():
+            return  # prepared data: large, and nothing to report on
+        inner = sorted(folder.iterdir(), key=lambda path: path.name)
+    except OSError as error:
+        line = f"{folder}: cannot be listed ({error.strerror})"
+        if depth == DEPTH:
+            raise UserError(line) from None
+        passed.append(line)
+        return
     if is_cascade or is_search or is_run:
         yield folder
-    elif (folder / "manifest.json").is_file():
-        return  # prepared data: large, and nothing to report on
-    inner = sorted(folder.iterdir(), key=lambda path: path.name)
-    yield from (path for path in inner if _is_scores(path))
+    yield from (path for path in inner if _is_scores(path, passed))
     if is_cascade or is_run or depth == 0:
         return
     if is_search:  # its other folders hold the images and scores of single points
         inner = [path for path in inner if path.name == "cascade"]
     for path in inner:
-        if path.is_dir() and not path.name.startswith("."):
-            yield from _walk(path, depth - 1)
+        if os.path.isdir(path) and not path.name.startswith("."):
+            yield from _walk(path, depth - 1, passed)
 
 
-def _is_scores(path: Path) -> bool:
-    """Whether a file holds scores; one that ends in .json and is damaged is a ``UserError``."""
-    if path.suffix != ".json" or path.name in _KNOWN_FILES or path.name.startswith(".") or not path.is_file():
+def _is_scores(path: Path, passed: list[str]) -> bool:
+    """Whether a file holds scores; one that ends in .json and cannot be read goes to ``passed``."""
+    if path.suffix != ".json" or path.name in _KNOWN_FILES or path.name.startswith("."):
         return False
-    if path.stat().st_size > _JSON_LIMIT:
-        return False  # scores are small; whatever this is, it is another's
-    value = read_json(path, limit=_JSON_LIMIT)
+    try:
+        if not path.is_file() or path.stat().st_size > _JSON_LIMIT:
+            return False  # scores are small; whatever this is, it is another's
+        value = read_json(path, limit=_JSON_LIMIT)
+    except UserError as error:
+        passed.append(str(error))
+        return False
+    except OSError as error:
+        passed.append(f"{path}: cannot be read ({error.strerror})")
+        return False
     return isinstance(value, dict) and isinstance(value.get("scores"), dict) and "format_version" in value

@@ -321,7 +321,8 @@ def averaged_weights(folder: Path, ema: str | None) -> tuple[dict[str, Tensor], 
     half_lives = manifest.get("ema_half_lives", [])
     if not isinstance(half_lives, list) or not all(type(half_life) is int for half_life in half_lives):
         raise UserError(f"{folder / MANIFEST}: ema_half_lives is {half_lives!r}, not a list of whole numbers")
-    choice = str(half_lives[0]) if ema is None and half_lives else ema or "raw"
+    default = str(half_lives[0]) if half_lives else "raw"
+    choice = default if ema is None else ema
     if choice == "raw":
         return load_weights(folder / WEIGHTS), "raw"
     if is_length(choice):

@@ -15,7 +15,15 @@ from cascaded_diffusion.memory import is_out_of_memory, release_cached
 from cascaded_diffusion.ranks import current_ranks, from_main, on_main
 from cascaded_diffusion.training.checkpoint import Whole, prune
 from cascaded_diffusion.training.preview import preview_path, write_preview
-from cascaded_diffusion.training.run import Opened, RunLock, data_hash, open_run, refuse_foreign, take_over
+from cascaded_diffusion.training.run import (
+    Opened,
+    RunLock,
+    data_hash,
+    open_run,
+    refuse_changed,
+    refuse_foreign,
+    take_over,
+)
 from cascaded_diffusion.training.snapshots import write_snapshot
 from cascaded_diffusion.training.state import Parts, TrainingState
 from cascaded_diffusion.training.tracking.follow import RunLog, follow
@@ -161,6 +169,7 @@ class Keeper:
                 f"{self._run}: {self._data.folder} holds other training images than the run was trained on so far, or "
                 "the same stored in another way; pass --allow-changes to go on with these"
             )
+        refuse_changed(self._state.config, self._data)
 
     def _missed(self, what: str, why: str) -> None:
         _LOG.warning("the %s at %s images was not written (%s); the run goes on", what, f"{self._state.images:,}", why)

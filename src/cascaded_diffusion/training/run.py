@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 from pydantic import ValidationError
 
 from cascaded_diffusion.cascade.stage import CONFIG_FILE, WEIGHTS_FILE, StageConfig
-from cascaded_diffusion.data.manifest import labels_file
+from cascaded_diffusion.data.manifest import labels_file, split_files
 from cascaded_diffusion.data.prepared import PreparedData
 from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.files import atomic_write, read_json, reason, sync_folder, try_lock, write_json
@@ -23,10 +23,22 @@ from cascaded_diffusion.reading.plain import read_lines, refuse_outside
 from cascaded_diffusion.training.checkpoint import Whole, newest_whole, remove_leftovers, set_aside
 from cascaded_diffusion.training.snapshots import drop_snapshots_after
 
-__all__ = ["MetricsLog", "Opened", "RunLock", "data_hash", "differences", "open_run", "refuse_foreign", "take_over"]
+__all__ = [
+    "MetricsLog",
+    "Opened",
+    "RunLock",
+    "data_hash",
+    "differences",
+    "open_run",
+    "refuse_changed",
+    "refuse_foreign",
+    "take_over",
+]
 
 METRICS_FILE = "metrics.jsonl"
 LOCK_FILE = ".lock"
+MOST_VERIFIED = 8 * 2**30
+"""Bytes of images that are read to see whether they have changed; more would keep a run waiting for minutes."""
 
 
 class RunLock:
@@ -124,12 +136,35 @@ def _cut(text: str) -> str:
 
 
 def data_hash(config: StageConfig, data: PreparedData) -> str:
-    """SHA-256 of the hashes of the arrays that a stage is trained on, whatever else was prepared with them."""
-    low = None if config.conditioning is None else config.conditioning.low_resolution
-    sides = [side for side in (low, config.resolution) if side is not None]
-    names = [*(data.manifest.images_file("train", side) for side in sides), labels_file("train")]
+    """SHA-256 of the manifest's hashes of the arrays that a stage is trained on, whatever else was prepared with them.
+
+    Whether the arrays still have these is not looked at: see :func:`refuse_changed`.
+    """
+    names = [*(data.manifest.images_file("train", side) for side in _sides(config)), labels_file("train")]
     said = "".join(f"{name} {data.manifest.files[name]}\n" for name in names)
     return hashlib.sha256(said.encode()).hexdigest()
+
+
+def _sides(config: StageConfig) -> list[int]:
+    """Resolutions of the images that a stage is trained on."""
+    low = None if config.conditioning is None else config.conditioning.low_resolution
+    return [side for side in (low, config.resolution) if side is not None]
+
+
+def refuse_changed(config: StageConfig, data: PreparedData) -> None:
+    """``UserError`` if a file that a stage is trained on is not as it was prepared.
+
+    The files are read for it; if they hold more than :data:`MOST_VERIFIED` bytes together, nothing is looked at.
+    """
+    names = split_files("train", _sides(config), data.manifest.compressed)
+    if sum((data.folder / name).stat().st_size for name in names) > MOST_VERIFIED:
+        return
+    try:
+        data.verify(names)
+    except UserError as error:
+        raise UserError(
+            f"{error}; prepare the data anew in another folder, or pass --allow-changes to go on with them as they are"
+        ) from None
 
 
 def refuse_foreign(run: Path) -> None:

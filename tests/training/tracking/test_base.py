@@ -13,7 +13,6 @@ from cascaded_diffusion.training.tracking.base import (
     opener,
     scalars_of,
     tellable,
-    to_stderr,
 )
 
 
@@ -97,8 +96,3 @@ def test_numbers_of_a_line_of_metrics() -> None:
         "ended": 1.0,
     }
     assert others == ["skipped/why", "note"]
-
-
-def test_one_line_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    to_stderr("warning")
-    assert capsys.readouterr().err == "warning\n"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -28,7 +27,6 @@ __all__ = [
     "opener",
     "scalars_of",
     "tellable",
-    "to_stderr",
 ]
 
 PROJECT = "cascaded-diffusion"
@@ -81,11 +79,6 @@ class Tracker(Protocol):
 
     def close(self) -> None:
         """Send what is still to be sent."""
-
-
-def to_stderr(line: str) -> None:
-    """Write one line for a person to stderr."""
-    sys.stderr.write(f"{line}\n")
 
 
 def check_trackers(names: Iterable[str]) -> tuple[str, ...]:

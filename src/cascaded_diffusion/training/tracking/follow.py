@@ -18,6 +18,7 @@ from PIL import Image
 from cascaded_diffusion.cascade.stage import StageConfig
 from cascaded_diffusion.errors import one_line
 from cascaded_diffusion.ranks import current_ranks
+from cascaded_diffusion.telling import tell
 from cascaded_diffusion.training.run import METRICS_FILE, MetricsLog
 from cascaded_diffusion.training.tracking.base import (
     Place,
@@ -26,7 +27,6 @@ from cascaded_diffusion.training.tracking.base import (
     opener,
     scalars_of,
     tellable,
-    to_stderr,
 )
 from cascaded_diffusion.training.tracking.memory import Known, read_record, write_record
 
@@ -45,7 +45,7 @@ class Table(NamedTuple):
 class Channel:
     """One tracker of one folder: it remembers what the tracker has been told, and outlives its failures."""
 
-    def __init__(self, name: str, folder: Path, *, images: int = 0, note: Note = to_stderr) -> None:
+    def __init__(self, name: str, folder: Path, *, images: int = 0, note: Note = tell) -> None:
         self.name, self._folder, self._images, self._note = name, folder, images, note
         self._known = Known()
         self._tracker: Tracker | None = None
@@ -175,7 +175,7 @@ def follow(
     trackers: Sequence[str] = (),
     *,
     check: Callable[[], None] = lambda: None,
-    note: Note = to_stderr,
+    note: Note = tell,
 ) -> Iterator[RunLog]:
     """Open the log of a run that begins or goes on at ``images``, and the trackers on the main process alone.
 

@@ -9,13 +9,14 @@ from typing import Any
 
 from cascaded_diffusion.cascade.search_plot import curves
 from cascaded_diffusion.cascade.search_store import SearchRecord, StageResult
-from cascaded_diffusion.training.tracking.base import check_trackers, to_stderr
+from cascaded_diffusion.telling import tell
+from cascaded_diffusion.training.tracking.base import check_trackers
 from cascaded_diffusion.training.tracking.follow import Channel, Note, Table, pixels_of
 
 __all__ = ["track_search"]
 
 
-def track_search(record: SearchRecord, folder: Path, trackers: Sequence[str], *, note: Note = to_stderr) -> None:
+def track_search(record: SearchRecord, folder: Path, trackers: Sequence[str], *, note: Note = tell) -> None:
     """Show a finished search.
 
     Args:
