@@ -29,6 +29,7 @@ __all__ = [
     "barrier",
     "current_ranks",
     "from_main",
+    "gather_objects",
     "gather_rows",
     "highest",
     "launched_ranks",
@@ -181,6 +182,16 @@ def together() -> Iterator[None]:
         ) from error
 
 
+def gather_objects(local: T) -> list[T]:
+    """What every process gives, in the order of ranks, on every process; it must be picklable, and is trusted."""
+    world = current_ranks().world
+    everyone: list[T] = [local] * world
+    if world > 1:
+        with together():
+            dist.all_gather_object(everyone, local)
+    return everyone
+
+
 def gather_rows(local: Tensor) -> Tensor:
     """The rows of all processes in the order of ranks, on every process and on ``local``'s device.
 
@@ -193,13 +204,9 @@ def gather_rows(local: Tensor) -> Tensor:
     Raises:
         ValueError: types or row shapes differ between processes (raised on each of them).
     """
-    world = current_ranks().world
-    if world == 1:
+    if current_ranks().world == 1:
         return local
-    said: list[tuple[str, tuple[int, ...]] | None] = [None] * world
-    with together():
-        dist.all_gather_object(said, (str(local.dtype), tuple(local.shape)))
-    forms = [form for form in said if form is not None]
+    forms = gather_objects((str(local.dtype), tuple(local.shape)))
     if len({(dtype, shape[1:]) for dtype, shape in forms}) != 1:
         raise ValueError(f"rows to gather: (type, shape) differ between ranks: {forms}")
     counts = [shape[0] for _, shape in forms]

@@ -101,7 +101,7 @@ def test_each_rank_samples_its_share(
     whole = tiny_cascade.sample(7, return_stages=True)
     plan = tiny_cascade.plan()
     labels = tiny_cascade.sample_labels(plan, num=7)
-    made = judge.Made(plan, labels, None, None, Origin(source={}))
+    made = judge.Prepared(plan, labels, None, None, Origin(source={}))
     parts = []
     for rank in range(3):
         monkeypatch.setattr(judge, "current_ranks", lambda rank=rank: Ranks(rank, 3))

@@ -41,7 +41,7 @@ from cascaded_diffusion.training.export import stage_from_run
 __all__ = [
     "DEFAULT_NUM",
     "Checkpoint",
-    "Made",
+    "Prepared",
     "Request",
     "best_checkpoint",
     "best_metric",
@@ -99,8 +99,8 @@ class Request:
     watch: Watch | None = None
 
 
-class Made(NamedTuple):
-    """What is ready to be sampled, before it is.
+class Prepared(NamedTuple):
+    """What is to be sampled, all of it settled.
 
     Attributes:
         plan: stages and settings.
@@ -149,7 +149,7 @@ def judge_cascade(cascade: Cascade, request: Request, *, source: Mapping[str, An
     plan = cascade.plan(**request.choices)
     labels = cascade.sample_labels(plan, num=DEFAULT_NUM if request.num is None else request.num)
     names = None if cascade.class_names is None else tuple(cascade.class_names)
-    return _judge(Made(plan, labels, None, names, plan_origin(plan, request, source)), request)
+    return _judge(Prepared(plan, labels, None, names, plan_origin(plan, request, source)), request)
 
 
 def judge_stage(
@@ -185,7 +185,7 @@ def judge_stage(
     words = f"real {split.name} images of {side}x{side}, not made by a stage below"
     origin = plan_origin(plan, request, source).model_copy(update={"low_res": words})
     names = None if request.data.class_names is None else tuple(request.data.class_names)
-    return _judge(Made(plan, np.array(split.labels[chosen]), low_res, names, origin), request)
+    return _judge(Prepared(plan, np.array(split.labels[chosen]), low_res, names, origin), request)
 
 
 class Checkpoint(NamedTuple):
@@ -288,23 +288,31 @@ def _check_fit(config: StageConfig, data: PreparedData) -> None:
         raise UserError(f"{config.name} has {config.classes} classes, {data.folder} has {known}, or others")
 
 
-def _judge(made: Made, request: Request) -> dict[str, Score]:
-    last = made.plan.stages[-1].config
-    names = [*(["real images"] if made.low_res is not None else []), *(stage.name for stage in made.plan.stages)]
+def _judge(prepared: Prepared, request: Request) -> dict[str, Score]:
+    last = prepared.plan.stages[-1].config
+    names = [
+        *(["real images"] if prepared.low_res is not None else []),
+        *(stage.name for stage in prepared.plan.stages),
+    ]
     first_batch_size(request.batch_size)
-    subject = Subject(len(made.labels), last.resolution, made.labels, made.class_names, tuple(names))
+    subject = Subject(len(prepared.labels), last.resolution, prepared.labels, prepared.class_names, tuple(names))
     check_request(request.metrics, request.splits, request.data, request.extractor, subject)
     every = "drift" in request.metrics
-    images = sample_over_ranks(made, request, every=every)
+    images = sample_over_ranks(prepared, request, every=every)
     if request.keep is not None and current_ranks().is_main:
         try:
-            write_npz(request.keep, images[last.name], made.labels)
+            write_npz(request.keep, images[last.name], prepared.labels)
         except OSError as error:  # hours of sampling are not lost for it
             _LOG.warning("--keep: %s cannot be written (%s); the samples are scored and not kept", request.keep, error)
-    stages = {"real images": made.low_res} if made.low_res is not None else {}
+    stages = {"real images": prepared.low_res} if prepared.low_res is not None else {}
     stages |= images
     return _evaluate(
-        request, images[last.name], made.labels, made.origin, stages if every else None, class_names=made.class_names
+        request,
+        images[last.name],
+        prepared.labels,
+        prepared.origin,
+        stages if every else None,
+        class_names=prepared.class_names,
     )
 
 
@@ -342,36 +350,36 @@ def _check_shares(count: int) -> None:
         raise UserError(f"num: {count} samples for {world} processes; at least one for each is needed")
 
 
-def sample_over_ranks(made: Made, request: Request, *, every: bool = False) -> dict[str, np.ndarray]:
+def sample_over_ranks(prepared: Prepared, request: Request, *, every: bool = False) -> dict[str, np.ndarray]:
     """Sample what is planned, each rank its share, and give every rank all images: uint8 (N, R, R, C) by stage.
 
     Args:
-        made: what to sample.
+        prepared: what to sample.
         request: seed, batch size, precision, device and watch.
         every: whether the images of all stages are wanted, not only the last one's.
 
     Raises:
         UserError: fewer samples than processes.
     """
-    _check_shares(len(made.labels))
-    share = current_ranks().share(len(made.labels))
+    _check_shares(len(prepared.labels))
+    share = current_ranks().share(len(prepared.labels))
     part = slice(share.start, share.stop)
-    callback = None if request.watch is None else FinishedImages(request.watch, len(share), made.plan)
+    callback = None if request.watch is None else FinishedImages(request.watch, len(share), prepared.plan)
     if request.compile != "off":
-        for stage in made.plan.stages:
+        for stage in prepared.plan.stages:
             stage.accelerate(compile=request.compile)
     with autocast(request.precision, request.device):
         images = sample_batches(
-            made.plan,
-            torch.from_numpy(made.labels[part]),
-            None if made.low_res is None else made.low_res[part],
+            prepared.plan,
+            torch.from_numpy(prepared.labels[part]),
+            None if prepared.low_res is None else prepared.low_res[part],
             seed=request.seed,
             batch_size=request.batch_size,
             device=request.device,
             callback=callback,
             first=share.start,
         )
-    kept = images if every else {name: images[name] for name in (made.plan.stages[-1].name,)}
+    kept = images if every else {name: images[name] for name in (prepared.plan.stages[-1].name,)}
     return {name: gather_rows(torch.from_numpy(part)).numpy() for name, part in kept.items()}
 
 

@@ -32,7 +32,7 @@ from cascaded_diffusion.errors import UserError
 from cascaded_diffusion.evaluation.classification import ClassifierTraining, config_for, predict, train_classifier
 from cascaded_diffusion.evaluation.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier
 from cascaded_diffusion.precision import computes_in_bf16
-from cascaded_diffusion.ranks import current_ranks, together
+from cascaded_diffusion.ranks import current_ranks, gather_objects
 from cascaded_diffusion.version import VERSION
 
 __all__ = ["Accuracy", "CasConfig", "CasResult", "classification_accuracy_score", "measure_accuracy"]
@@ -226,12 +226,7 @@ class _Outcome(NamedTuple):
 def _shared(jobs: Sequence[Callable[[], _Outcome]]) -> list[_Outcome]:
     """The outcomes of the jobs, in turn, each of which one process does; the same on every process."""
     ranks = current_ranks()
-    mine = [job() for job in jobs[ranks.rank :: ranks.world]]
-    if ranks.world == 1:
-        return mine
-    everyone: list[list[_Outcome]] = [[]] * ranks.world
-    with together():
-        torch.distributed.all_gather_object(everyone, mine)
+    everyone = gather_objects([job() for job in jobs[ranks.rank :: ranks.world]])
     return [everyone[i % ranks.world][i // ranks.world] for i in range(len(jobs))]
 
 
