@@ -122,6 +122,10 @@ def main(arguments: list[str] | None = None) -> None:
         status = app(given, prog_name="cdm", standalone_mode=False)
     except UserError as error:
         status = _complain(one_line(error), 2)
+    except PermissionError as error:
+        from cascaded_diffusion.files import reason
+
+        status = _complain(reason(error), 2)
     except _ParserError as error:
         context = getattr(error, "ctx", None)
         where = f" ({context.command_path} --help shows what is allowed)" if context is not None else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -27,8 +26,7 @@ def check_place(option: str, path: Path) -> None:
     """Find out before the work, not after it, that ``path`` cannot be written.
 
     Raises:
-        UserError: something on the way to it is a file.
-        PermissionError: the nearest folder that exists is read-only.
+        UserError: something on the way to it is a file, or nothing may be written to the nearest folder that exists.
     """
     folder = path.absolute()
     if not folder.is_dir():
@@ -36,4 +34,4 @@ def check_place(option: str, path: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"{option}: {path} cannot be made, for {folder} is not a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, f"{option}: cannot write there", str(folder))
+        raise UserError(f"{option}: {path} cannot be made, for nothing may be written to {folder}")
