@@ -180,6 +180,21 @@ def test_metrics_hold_finite_numbers_and_the_loss_by_time(
     assert read_metrics(tmp_path / "nothing") == []
 
 
+def test_a_sigma_data_that_is_not_the_images_is_told_once(
+    tmp_path: Path, base_config: Configure, colour_data: PreparedData, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = colour_data.split("train").images(8)[:] / 127.5 - 1
+    found = float(np.sqrt(np.mean(images**2)))
+    for sigma_data, told in ((found, False), (found / 1.2, False), (found / 1.3, True), (None, False)):
+        edm: dict[str, Any] = {"prediction": "edm", "sigma_data": sigma_data} if sigma_data else {"prediction": "v"}
+        config = base_config(diffusion={**edm, "noise_schedule": {"timesteps": None}})
+        caplog.clear()
+        for images_in_all in (16, 32):
+            train(config, colour_data, tmp_path / f"{sigma_data}", device=CPU, max_images=images_in_all)
+        assert [" is " in record.getMessage() for record in caplog.records] == [True] * told
+        assert f"the root mean square of these images in [-1, 1] is {found:.2g}" in caplog.text or not told
+
+
 def test_the_loss_goes_down(tmp_path: Path, base_config: Configure, colour_data: PreparedData) -> None:
     config = base_config(training={"images": 400, "log_every": 80, "learning_rate": 3e-3})
     train(config, colour_data, tmp_path, device=CPU)

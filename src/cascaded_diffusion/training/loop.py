@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from cascaded_diffusion.cascade.stage import StageConfig
 from cascaded_diffusion.data.prepared import PreparedData
 from cascaded_diffusion.errors import UserError, one_line
 from cascaded_diffusion.memory import is_out_of_memory
+from cascaded_diffusion.pixels import to_float
 from cascaded_diffusion.ranks import current_ranks, highest
 from cascaded_diffusion.reading.json_text import read_json_lines
 from cascaded_diffusion.training.batches import Batch, Gathered
@@ -28,6 +30,12 @@ from cascaded_diffusion.training.trainer import Trainer
 from cascaded_diffusion.training.window import Window
 
 __all__ = ["Progress", "TrainingResult", "read_metrics", "train"]
+
+_LOG = logging.getLogger(__name__)
+_LOOKED_AT = 256
+"""Images whose root mean square is compared with ``diffusion.sigma_data``."""
+_FAR_OFF = 1.25
+"""Ratio of the two from which a person is told."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,25 @@ def _target(config: StageConfig, max_images: int | None) -> int:
     batch = config.training.batch_size
     wanted = config.training.images if max_images is None else min(max_images, config.training.images)
     return -(-wanted // batch) * batch
+
+
+def _doubt_sigma_data(trainer: Trainer) -> None:
+    """Warn of an EDM stage that begins with a ``sigma_data`` that is not its images': nothing is then of unit size."""
+    if trainer.config.diffusion.prediction != "edm" or trainer.state.images or not current_ranks().is_main:
+        return
+    with contextlib.suppress(OSError):  # reading is tried again, and told of, where it is needed
+        images = trainer.source.gather(0, _LOOKED_AT).images[trainer.config.resolution]
+        found, assumed = (
+            to_float(images, torch.device("cpu")).square().mean().sqrt().item(),
+            trainer.diffusion.sigma_data,
+        )
+        if not 1 / _FAR_OFF < found / assumed < _FAR_OFF:
+            _LOG.warning(
+                "%s: diffusion.sigma_data is %.2g, and the root mean square of these images in [-1, 1] is %.2g",
+                trainer.config.name,
+                assumed,
+                found,
+            )
 
 
 def train(
@@ -102,6 +129,7 @@ def train(
     trainer = Trainer(config, data, device)
     keeper = Keeper(run, trainer.state, data, trackers)
     with contextlib.closing(trainer.engine), keeper.hold(allow_changes=allow_changes):
+        _doubt_sigma_data(trainer)
         interrupt = Interrupt()
         with interrupt.watch():
             end = _End(interrupt, None if max_seconds is None else started + max_seconds)
