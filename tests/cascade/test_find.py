@@ -27,7 +27,9 @@ def test_packaged_names_win_over_folders(
 def test_a_misspelt_folder_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="cascade: 'runs/base16' is neither a folder nor packaged"):
+    with pytest.raises(
+        UserError, match="cascade: 'runs/base16' is no folder; the hub is not asked, for runs is one here"
+    ):
         find_cascade("runs/base16")
 
 

@@ -110,8 +110,12 @@ def test_an_interrupted_scoring_of_checkpoints_keeps_what_is_scored(
     monkeypatch.setattr(judge, "judge_stage", until_the_second)
     options = ("--all-checkpoints", "--ema", "raw", "--metrics", "fd", "--split", "train", "--json", "s.json")
     assert cdm("evaluate", runs / "base8", *common, *options).status == 130
-    content = json.loads((here / "s.json").read_text())
+    assert [path.name for path in here.iterdir()] == ["s.unfinished.json"]
+    content = json.loads((here / "s.unfinished.json").read_text())
     assert [each["images"] for each in content["checkpoints"]] == [content["images"]] == [16]
+    monkeypatch.undo()
+    assert cdm("evaluate", runs / "base8", *common, *options[:-1], here / "s.json").status == 0
+    assert [path.name for path in here.iterdir()] == ["s.json"]
 
 
 def test_scores_are_shown_where_no_file_can_be_written(

@@ -186,7 +186,7 @@ def test_a_packaged_cascade_is_not_changed(
         ("--stage sr16 --steps 5,x", "--steps: 'x' is not allowed; give numbers from 1, or ddimN"),
         ("--stage sr32 --endpoints 1e-4:0.02", "endpoints: cannot be swept: sr32 was trained with cosine T=20"),
         ("--stage sr16 --endpoints 1e-4", "--endpoints: '1e-4' is not a pair FIRST:LAST"),
-        ("--stage sr16 --endpoints none", "--endpoints: 'none' is not a pair FIRST:LAST, such as 1e-4:0.02"),
+        ("--stage sr16 --endpoints none", "--endpoints: 'none' is not a pair FIRST:LAST, such as 1e-4:0.18"),
         ("--stage base8 --start 0.5", "start: cannot be swept: base8 is a base stage and has no image to start from"),
         ("--stage sr16 --start 0", "--start: Input should be greater than 0 (given: 0.0)"),
         ("--stage sr16 --start 1,late", "--start: 'late' is not a number"),

@@ -1,4 +1,6 @@
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,12 +40,60 @@ def test_an_empty_folder_is_filled_and_stays_the_one_it_was(tmp_path: Path) -> N
 def test_an_empty_folder_is_filled_after_a_kill(tmp_path: Path) -> None:
     for folder in (".preparing/val", "train"):  # killed between two renames
         (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / ".preparing/manifest.json").write_text("{}")
     (tmp_path / "train/images_8.npy").write_text("x")
     with workspace(tmp_path, None) as (work, _):
         assert [path.name for path in work.iterdir()] == ["scratch"]
         assert [path.name for path in tmp_path.iterdir()] == [".preparing"]
         (work / "manifest.json").write_text("{}")
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+@pytest.mark.parametrize("left", [(), ("train/x",), ("manifest.json", "train/x")])
+def test_folders_of_a_person_are_no_leftovers(left: tuple[str, ...], tmp_path: Path) -> None:
+    """A killed run's hidden folder lies in what looks like an empty one, and somebody has put splits there since."""
+    for path in (*(f".preparing/{name}" for name in left), "train/photo.png"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("x")
+    with pytest.raises(UserError, match="not empty and not prepared data"), workspace(tmp_path, None):
+        pass
+    assert (tmp_path / "train/photo.png").exists()
+
+
+def test_an_interruption_while_it_is_filled_leaves_it_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = os.rename
+
+    def interrupted(old: Path, new: Path) -> None:
+        if new.name == "manifest.json":
+            raise KeyboardInterrupt
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+
+    def prepare() -> None:
+        with workspace(tmp_path, None) as (work, _):
+            (work / "train").mkdir()
+            (work / "manifest.json").write_text("{}")
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_has_finished_meanwhile_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    mkdir = Path.mkdir
+
+    def late(path: Path, **options: Any) -> None:
+        if path.name == ".preparing":  # between the first look and the lock
+            mkdir(tmp_path / "out/train")
+            (tmp_path / "out/manifest.json").write_text("{}")
+        mkdir(path, **options)
+
+    monkeypatch.setattr(Path, "mkdir", late)
+    with workspace(tmp_path / "out", None):
+        monkeypatch.undo()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["manifest.json", "train"]
 
 
 def test_an_empty_folder_that_another_fills_is_left_to_it(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_standard_error_is_the_spread_of_fresh_sets(size: int) -> None:
         for i in range(60)
     ]
     spread = np.std([result.value for result in results], ddof=1)
-    assert np.mean([result.standard_error for result in results]) == pytest.approx(spread, rel=0.2)
+    assert np.mean([result.standard_error for result in results]) == pytest.approx(spread, rel=0.1)
 
 
 def test_jackknife_leaves_out_each_sample_in_turn() -> None:

@@ -39,7 +39,7 @@ def find_cascade(
         return packaged[str(name)], "packaged"
     if Path(name).is_dir():
         return Path(name), "here"
-    from cascaded_diffusion.interop.hub import may_be_repository, pull
+    from cascaded_diffusion.interop.hub import is_repository, may_be_repository, pull
 
     if may_be_repository(str(name)):
         try:
@@ -49,6 +49,10 @@ def find_cascade(
         except RuntimeError as error:
             raise RuntimeError(f"cascade: {str(name)!r} is not a folder here; {error}") from None
         return found, "hub"
+    if is_repository(str(name)) and Path(name).parent.is_dir():
+        raise UserError(
+            f"cascade: {str(name)!r} is no folder; the hub is not asked, for {Path(name).parent} is one here"
+        )
     hint = did_you_mean(str(name), list(packaged))
     raise UserError(
         f"cascade: {str(name)!r} is neither a folder nor packaged ({', '.join(packaged) or 'none'}){hint}; "

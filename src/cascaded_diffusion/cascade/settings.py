@@ -161,12 +161,15 @@ def resolve_settings(
 
 def _warn_of_late_start(stage: Stage, first: Level) -> None:
     """Say so where pure noise is given to a network that is told of an image in it: samples suffer."""
+    timesteps = stage.diffusion.schedule.timesteps
     if first.alpha_bar > max(_STILL_NOISE, stage.diffusion.schedule.level(1.0).alpha_bar):
         _LOG.warning(
-            "%s: sampling begins with noise, at a level where the image should already have %.0f%% of its size; "
-            "larger end points or sigma_range, or more steps, begin further out",
+            "%s: sampling begins with noise, at a level where the image should already have %.0f%% of its size; %s",
             stage.name,
             100 * math.sqrt(first.alpha_bar),
+            "larger end points or sigma_range begin further out"
+            if timesteps is None
+            else "more steps begin further out",
         )
 
 

@@ -92,13 +92,24 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 class _Warnings(logging.Handler):
-    """Tells what the library warns of in one line on stderr."""
+    """Tells what the library warns of in one line on stderr, once a command and launch.
+
+    Attributes:
+        told: what the command has told.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.told: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        tell(f"warning: {record.getMessage()}")
+        line = f"warning: {record.getMessage()}"
+        if line not in self.told and is_ours_to_tell(line):
+            tell(line)
+        self.told.add(line)
 
 
-_WARNINGS = _Warnings(logging.WARNING)
+_WARNINGS = _Warnings()
 
 
 def _is_of_lost_process(error: BaseException) -> bool:
@@ -118,14 +129,11 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     signal.signal(signal.SIGTERM, _end)
     logging.getLogger("cascaded_diffusion").addHandler(_WARNINGS)  # which is there once, however often
+    _WARNINGS.told.clear()
     try:
         status = app(given, prog_name="cdm", standalone_mode=False)
     except UserError as error:
         status = _complain(one_line(error), 2)
-    except PermissionError as error:
-        from cascaded_diffusion.files import reason
-
-        status = _complain(reason(error), 2)
     except _ParserError as error:
         context = getattr(error, "ctx", None)
         where = f" ({context.command_path} --help shows what is allowed)" if context is not None else ""
@@ -145,6 +153,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _tell(error: Exception) -> int:
     """Tell a failure in one line, and return its exit status."""
+    if isinstance(error, PermissionError) and error.filename is not None:  # a place that the user can choose or open
+        from cascaded_diffusion.files import reason
+
+        return _complain(reason(error), 2)
     lost = _is_of_lost_process(error)
     if lost:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's may come while this is told

@@ -336,14 +336,19 @@ def _judge(asked: _Asked, request: Request) -> tuple[dict[str, Score], dict[str,
         return best.scores, more
 
     def keep(found: list[Checkpoint]) -> None:
-        """What is scored outlasts an interruption."""
+        """What is scored outlasts an interruption, beside the file that will have it all."""
         if asked.json is not None and asked.all_checkpoints and current_ranks().is_main:
             with suppress(OSError, UserError):  # told of at the end, if it is still so
                 scores, more = so_far(found)
-                write_scores(asked.json, scores, **more)
+                write_scores(_unfinished(asked.json), scores, **more)
 
     every = asked.all_checkpoints
     return so_far(judge.judge_run(path, request, images=asked.checkpoint, ema=asked.ema, every=every, keep=keep))
+
+
+def _unfinished(path: Path) -> Path:
+    """Where the scores of the checkpoints so far are."""
+    return path.with_name(f"{path.stem}.unfinished{path.suffix}")
 
 
 def _tell(asked: _Asked, scores: dict[str, Score], more: dict[str, Any]) -> None:
@@ -353,6 +358,7 @@ def _tell(asked: _Asked, scores: dict[str, Score], more: dict[str, Any]) -> None
     if asked.json is not None:
         try:
             write_scores(asked.json, scores, **more)
+            _unfinished(asked.json).unlink(missing_ok=True)
         except OSError as error:  # the scores are shown all the same
             failed = error
     if "checkpoints" in more:

@@ -26,14 +26,12 @@ def workspace(out: Path, source: Path | None) -> Iterator[tuple[Path, Path]]:
     """Yield an empty hidden folder and one for scratch inside it; at the end its content is that of ``out``.
 
     It lies beside ``out`` and takes its name. If ``out`` is there, empty, it lies inside: that may be a mount point, or
-    in a place where nothing else may be written.
-
-    It is locked, so two runs cannot share it. If the body raises, it is removed; what a killed run left is removed by
-    the next. If the body wrote no manifest, ``out`` is left as it was.
+    in a place where nothing else may be written. It is locked, so two runs cannot share it. If the body raises, it is
+    removed; what a killed run left is removed by the next. If the body wrote no manifest, ``out`` is left as it was.
     """
     target = out.resolve()
     _check_target(out, target, source)
-    is_inside = target.is_dir() and not (target / MANIFEST).is_file()
+    is_inside = target.is_dir() and os.access(target, os.W_OK)
     work = target / _INSIDE if is_inside else target.with_name(f".{target.name}{_INSIDE}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -43,10 +41,11 @@ def workspace(out: Path, source: Path | None) -> Iterator[tuple[Path, Path]]:
         raise UserError(f"{out}: cannot be made ({error.strerror}: {error.filename})") from None
     try:
         _lock(descriptor, work, out)
+        _check_target(out, target, source)  # another run may have finished between the first look and the lock
+        if is_inside and not (target / MANIFEST).is_file():
+            for split in _moved_by_a_killed_run(target):
+                shutil.rmtree(target / split)
         _clear(work)
-        if is_inside:
-            for split in _SPLITS:
-                shutil.rmtree(target / split, ignore_errors=True)
         scratch = work / "scratch"
         scratch.mkdir()
         try:
@@ -58,9 +57,7 @@ def workspace(out: Path, source: Path | None) -> Iterator[tuple[Path, Path]]:
                 if is_inside:
                     if any(entry != work for entry in target.iterdir()):
                         raise UserError(f"{out}: another program has filled it meanwhile; give a new folder")
-                    for entry in sorted(work.iterdir(), key=lambda entry: entry.name == MANIFEST):  # it comes last
-                        os.rename(entry, target / entry.name)
-                    sync_folder(target)
+                    _move_into(target, work)
                 else:
                     os.rename(work, target)
                     sync_folder(target.parent)
@@ -68,6 +65,32 @@ def workspace(out: Path, source: Path | None) -> Iterator[tuple[Path, Path]]:
             shutil.rmtree(work, ignore_errors=True)  # after the rename there is none
     finally:
         os.close(descriptor)
+
+
+def _move_into(target: Path, work: Path) -> None:
+    """Give an empty folder all that another holds, the manifest last; if that fails, nothing."""
+    moved: list[Path] = []
+    try:
+        for entry in sorted(work.iterdir(), key=lambda entry: entry.name == MANIFEST):
+            moved.append(target / entry.name)
+            os.rename(entry, moved[-1])
+    except BaseException:
+        for path in moved:
+            shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
+        raise
+    sync_folder(target)
+
+
+def _moved_by_a_killed_run(target: Path) -> list[str]:
+    """Splits that a run which worked inside an empty folder had moved when it was killed: its manifest was still to."""
+    work = target / _INSIDE
+    return [
+        split
+        for split in _SPLITS
+        if (work / MANIFEST).is_file() and not (work / split).exists() and (target / split).is_dir()
+    ]
 
 
 def finished_manifest(out: Path, source: str, request: Request, options: Options) -> Manifest | None:
@@ -116,8 +139,7 @@ def _check_target(out: Path, target: Path, source: Path | None) -> None:
 
 def _holds_leftovers(target: Path) -> bool:
     """Whether a folder is empty, or holds only what a run killed while it worked inside it left."""
-    names = {entry.name for entry in target.iterdir()}
-    return not names or (_INSIDE in names and names <= {_INSIDE, *_SPLITS})
+    return {entry.name for entry in target.iterdir()} <= {_INSIDE, *_moved_by_a_killed_run(target)}
 
 
 def _lock(descriptor: int, work: Path, out: Path) -> None:
