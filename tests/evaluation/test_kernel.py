@@ -84,12 +84,12 @@ def test_unbiased_whatever_the_size() -> None:
     assert (values < 0).any()
 
 
-@pytest.mark.parametrize("size", [100, 300])
-def test_standard_error_is_the_spread_of_fresh_sets(size: int) -> None:
-    """Also where the only subset is the whole set, and the spread over subsets would be 0."""
+@pytest.mark.parametrize("size, subsets", [(100, 12), (300, 12), (60, 2)])
+def test_standard_error_is_the_spread_of_fresh_sets(size: int, subsets: int) -> None:
+    """Also where the only subset is the whole set, and its spread would be 0, and where two are a part of it."""
     results = [
         kernel_distance(
-            features(300, seed=2 * i), features(300, seed=2 * i + 1, shift=0.5), subsets=12, subset_size=size
+            features(300, seed=2 * i), features(300, seed=2 * i + 1, shift=0.5), subsets=subsets, subset_size=size
         )
         for i in range(60)
     ]
