@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 
 from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.files import atomic_write, new_folder, read_json, sha256_of, sync_folder, write_json
+from cascaded_diffusion.files import (
+    atomic_write,
+    fill_folder,
+    new_folder,
+    read_json,
+    sha256_of,
+    sync_folder,
+    write_json,
+)
 
 
 def test_a_file_takes_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -211,3 +219,14 @@ def test_a_folder_can_be_flushed(tmp_path: Path) -> None:
     sync_folder(tmp_path)
     with pytest.raises(FileNotFoundError):
         sync_folder(tmp_path / "missing")
+
+
+def test_what_another_has_put_there_is_not_moved_nor_deleted(tmp_path: Path) -> None:
+    """Where filling a folder fails, only what was moved is moved back."""
+    for name in ("made/a", "made/b", "target/b/theirs"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "made/b/ours").touch()
+    with pytest.raises(OSError, match="not empty"):
+        fill_folder(tmp_path / "target", tmp_path / "made")
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["a", "b"]
+    assert [path.name for path in (tmp_path / "target").rglob("*")] == ["b", "theirs"]

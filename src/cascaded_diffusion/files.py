@@ -19,6 +19,7 @@ from cascaded_diffusion.reading.plain import open_file
 
 __all__ = [
     "atomic_write",
+    "fill_folder",
     "new_folder",
     "open_as_usual",
     "read_json",
@@ -146,6 +147,23 @@ def refuse_filled(path: Path) -> None:
         raise UserError(f"{path}: already there and not an empty folder; choose another name or delete it")
 
 
+def fill_folder(target: Path, made: Path) -> None:
+    """Move all that ``made`` holds into an empty folder on the same disk; if that fails, all of it is moved back.
+
+    Folders go first: what makes the whole one of ours is a file beside them.
+    """
+    entries = sorted(made.iterdir(), key=lambda entry: (entry.is_file(), entry.name))
+    try:
+        for entry in entries:
+            entry.rename(target / entry.name)
+    except BaseException:
+        for entry in entries:
+            if not os.path.lexists(entry):
+                (target / entry.name).rename(entry)
+        raise
+    sync_folder(target)
+
+
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that takes the name ``path`` when the body is through; nothing is left if it raises.
@@ -165,11 +183,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield temporary
         if is_there:
             refuse_filled(path)  # another process may have filled it meanwhile
-            # Folders first: what makes the whole one of ours is a file beside them.
-            for entry in sorted(temporary.iterdir(), key=lambda entry: (entry.is_file(), entry.name)):
-                entry.rename(path / entry.name)
+            fill_folder(path, temporary)
             temporary.rmdir()
-            sync_folder(path)
         else:
             temporary.chmod(0o777 & ~_umask())
             temporary.rename(path)

@@ -11,7 +11,7 @@ from pathlib import Path
 from cascaded_diffusion.data.manifest import Manifest, Request
 from cascaded_diffusion.data.options import Options
 from cascaded_diffusion.errors import UserError
-from cascaded_diffusion.files import sync_folder, try_lock
+from cascaded_diffusion.files import fill_folder, sync_folder, try_lock
 
 __all__ = ["finished_manifest", "free_space_check", "workspace"]
 
@@ -57,7 +57,7 @@ def workspace(out: Path, source: Path | None) -> Iterator[tuple[Path, Path]]:
                 if is_inside:
                     if any(entry != work for entry in target.iterdir()):
                         raise UserError(f"{out}: another program has filled it meanwhile; give a new folder")
-                    _move_into(target, work)
+                    fill_folder(target, work)
                 else:
                     os.rename(work, target)
                     sync_folder(target.parent)
@@ -65,22 +65,6 @@ def workspace(out: Path, source: Path | None) -> Iterator[tuple[Path, Path]]:
             shutil.rmtree(work, ignore_errors=True)  # after the rename there is none
     finally:
         os.close(descriptor)
-
-
-def _move_into(target: Path, work: Path) -> None:
-    """Give an empty folder all that another holds, the manifest last; if that fails, nothing."""
-    moved: list[Path] = []
-    try:
-        for entry in sorted(work.iterdir(), key=lambda entry: entry.name == MANIFEST):
-            moved.append(target / entry.name)
-            os.rename(entry, moved[-1])
-    except BaseException:
-        for path in moved:
-            shutil.rmtree(path, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                path.unlink()
-        raise
-    sync_folder(target)
 
 
 def _moved_by_a_killed_run(target: Path) -> list[str]:
