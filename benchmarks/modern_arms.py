@@ -103,6 +103,11 @@ _EDM = {"diffusion": {**_CONTINUOUS, "prediction": "edm", "log_normal": {}}}
 _EDM_RMS = {"diffusion": {**_EDM["diffusion"], "sigma_data": "rms"}}
 _EDM_FEW = {"sampling": {"sampler": "heun", "grid": "edm"}}
 _SLIM = {"scaled_skips": True, "up_after_conv": True, "blocks": "low"}
+_SIXTEEN_AND_EIGHT = {
+    "base": {"sampling": {"steps": 16, "guidance": 1.5, "guidance_interval": [0.3, 5.0]}},
+    "sr": {"sampling": {"steps": 8}},
+}
+_ON_EDMS_GRID = {"sampling": {"sampler": "dpmpp-2m", "grid": "edm"}}
 _STEPS = {"base": {"sampling": {"steps": 10}}, "sr": {"sampling": {"steps": 5}}}
 
 ARMS: dict[str, Arm] = {
@@ -168,16 +173,14 @@ ARMS: dict[str, Arm] = {
     # What pays at so short a training, for a fifth of the forward passes of `paper`.
     "winners": Arm(
         "EDM, guidance 1.5 at the base where 0.3 < sigma <= 5, DPM-Solver++(2M) on EDM's grid in 16 + 8 steps",
-        both={**_EDM, "sampling": {"sampler": "dpmpp-2m", "grid": "edm"}},
-        base={"sampling": {"steps": 16, "guidance": 1.5, "guidance_interval": [0.3, 5.0]}},
-        sr={"sampling": {"steps": 8}},
+        both=_EDM | _ON_EDMS_GRID,
+        **_SIXTEEN_AND_EIGHT,
         same_training_as="edm",
     ),
     "winners-rms": Arm(
         "the same with sigma_data that of the images",
-        both={**_EDM_RMS, "sampling": {"sampler": "dpmpp-2m", "grid": "edm"}},
-        base={"sampling": {"steps": 16, "guidance": 1.5, "guidance_interval": [0.3, 5.0]}},
-        sr={"sampling": {"steps": 8}},
+        both=_EDM_RMS | _ON_EDMS_GRID,
+        **_SIXTEEN_AND_EIGHT,
         same_training_as="edm-rms",
     ),
 }

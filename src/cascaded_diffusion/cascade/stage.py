@@ -94,11 +94,18 @@ class StageRecipe(StrictModel):
             factor = math.lcm(step, self.resolution // math.gcd(self.resolution, low)) if low else step
             raise ValueError(f"training.crop: {crop} does not fit; allowed: multiples of {factor}")
 
+    def why_no_s(self) -> str | None:
+        """Why s means nothing to the stage, or ``None`` if it does."""
+        if self.conditioning is None:
+            return f"{self.name} is a base stage and has no s"
+        if self.conditioning.augmentation != "gaussian":
+            return f"{self.name} was trained with augmentation {self.conditioning.augmentation} and has no s"
+        return None
+
     def check_sampling(self, sampling: SamplingConfig) -> None:
         """``ValueError`` for sampling settings that a stage trained like this has not learned."""
         conditioning = self.conditioning
-        gaussian = conditioning is not None and conditioning.augmentation == "gaussian"
-        if sampling.augmentation != "none" and not gaussian:
+        if sampling.augmentation != "none" and self.why_no_s() is not None:
             raise ValueError(f"sampling.augmentation: {sampling.augmentation} needs conditioning.augmentation gaussian")
         if conditioning is not None and sampling.s > conditioning.s_max:
             raise ValueError(f"sampling.s: {sampling.s:g} is above conditioning.s_max {conditioning.s_max:g}")
@@ -149,14 +156,6 @@ class StageConfig(StageRecipe):
         """Default settings as they act on this stage: without classes there is nothing to be guided by."""
         return sampling if self.classes is not None else sampling.model_copy(update={"guidance": 1.0})
 
-    def why_no_s(self) -> str | None:
-        """Why s means nothing to the stage, or ``None`` if it does."""
-        if self.conditioning is None:
-            return f"{self.name} is a base stage and has no s"
-        if self.conditioning.augmentation != "gaussian":
-            return f"{self.name} was trained with augmentation {self.conditioning.augmentation} and has no s"
-        return None
-
     def why_no_guidance(self) -> str | None:
         """Why classifier-free guidance means nothing to the stage, or ``None`` if it does."""
         if self.classes is None:
@@ -191,7 +190,7 @@ def build_network(config: StageConfig) -> UNet:
         out_channels=config.channels * (2 if learned else 1),
         classes=config.classes,
         low_res_channels=config.channels if conditioning is not None else 0,
-        s_embedding=conditioning is not None and conditioning.augmentation == "gaussian",
+        s_embedding=config.why_no_s() is None,
         upsample=conditioning.upsample if conditioning is not None else "bilinear",
         crop=config.training.crop,
         augment_features=AUGMENT_FEATURES if config.training.augment else 0,

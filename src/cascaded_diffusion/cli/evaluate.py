@@ -23,7 +23,7 @@ from cascaded_diffusion.cli.options import (
     Strength,
     chosen_device,
 )
-from cascaded_diffusion.cli.places import check_place, tell_which
+from cascaded_diffusion.cli.places import check_place, open_features, tell_which
 from cascaded_diffusion.cli.values import batch_size as to_batch_size
 from cascaded_diffusion.cli.values import check_compile, check_precision, sampling_choices, to_number, whole_from
 from cascaded_diffusion.errors import UserError
@@ -285,14 +285,9 @@ def _request(
     import numpy as np
 
     from cascaded_diffusion.cascade.judge import Request
-    from cascaded_diffusion.evaluation.features import PACKAGED, default_extractor, load_extractor
     from cascaded_diffusion.evaluation.request import DEFAULT_METRICS
 
-    name = asked.features
-    if name is None:
-        name = default_extractor(data.channels, data.class_names, data.resolutions[-1])
-    tell_which("feature network", name, PACKAGED)
-    extractor = load_extractor(name, device=device)
+    extractor = open_features(asked.features, data, device)
     if metrics is None:
         metrics = DEFAULT_METRICS
         probe = extractor(np.asarray(data.split("train").images(data.resolutions[-1])[:1]))
@@ -307,8 +302,6 @@ def _judge(asked: _Asked, request: Request) -> tuple[dict[str, Score], dict[str,
     from cascaded_diffusion.cascade import judge
     from cascaded_diffusion.cascade.chain import Cascade
     from cascaded_diffusion.cascade.find import find_cascade, packaged_cascades
-    from cascaded_diffusion.evaluation.scores import write_scores
-    from cascaded_diffusion.ranks import current_ranks
     from cascaded_diffusion.training.export import load_part
 
     path = Path(asked.subject)
@@ -324,26 +317,33 @@ def _judge(asked: _Asked, request: Request) -> tuple[dict[str, Score], dict[str,
         stage, sampling, _ = load_part(path)
         stage.to(request.device)
         return judge.judge_stage(stage, sampling, request, source=judge.stage_source(path, stage.name)), {}
+    if asked.all_checkpoints:
+        return _judge_all(path, asked, request)
+    (only,) = judge.judge_run(path, request, images=asked.checkpoint, ema=asked.ema)
+    return only.scores, {"images": only.images, "ema": only.ema}
+
+
+def _judge_all(run: Path, asked: _Asked, request: Request) -> tuple[dict[str, Score], dict[str, Any]]:
+    """The scores of a run's best checkpoint, and those of all; what is scored outlasts an interruption."""
+    from cascaded_diffusion.cascade.judge import best_checkpoint, judge_run
+    from cascaded_diffusion.evaluation.scores import write_scores
+    from cascaded_diffusion.ranks import current_ranks
 
     def so_far(found: list[Checkpoint]) -> tuple[dict[str, Score], dict[str, Any]]:
-        best = judge.best_checkpoint(found, request) if asked.all_checkpoints else found[0]
-        more: dict[str, Any] = {"images": best.images, "ema": best.ema}
-        if asked.all_checkpoints:
-            more["checkpoints"] = [
-                {"images": each.images, "ema": each.ema, "scores": {k: v.to_json() for k, v in each.scores.items()}}
-                for each in found
-            ]
-        return best.scores, more
+        best = best_checkpoint(found, request)
+        each = [
+            {"images": one.images, "ema": one.ema, "scores": {k: v.to_json() for k, v in one.scores.items()}}
+            for one in found
+        ]
+        return best.scores, {"images": best.images, "ema": best.ema, "checkpoints": each}
 
     def keep(found: list[Checkpoint]) -> None:
-        """What is scored outlasts an interruption, beside the file that will have it all."""
-        if asked.json is not None and asked.all_checkpoints and current_ranks().is_main:
+        if asked.json is not None and current_ranks().is_main:
             with suppress(OSError, UserError):  # told of at the end, if it is still so
                 scores, more = so_far(found)
                 write_scores(_unfinished(asked.json), scores, **more)
 
-    every = asked.all_checkpoints
-    return so_far(judge.judge_run(path, request, images=asked.checkpoint, ema=asked.ema, every=every, keep=keep))
+    return so_far(judge_run(run, request, images=asked.checkpoint, ema=asked.ema, every=True, keep=keep))
 
 
 def _unfinished(path: Path) -> Path:

@@ -22,7 +22,7 @@ from cascaded_diffusion.cli.options import (
     RealImages,
     chosen_device,
 )
-from cascaded_diffusion.cli.places import check_place, tell_which
+from cascaded_diffusion.cli.places import check_place, open_features, tell_which
 from cascaded_diffusion.cli.values import batch_size as to_batch_size
 from cascaded_diffusion.cli.values import check_compile, check_precision, split_trackers, to_number, whole_from
 from cascaded_diffusion.errors import UserError
@@ -262,16 +262,11 @@ def _prepare(asked: _Asked, settings: dict[str, Any], folder: Path, device: torc
     from cascaded_diffusion.cascade.manifest import CascadeManifest
     from cascaded_diffusion.cascade.search import prepare_search
     from cascaded_diffusion.data.prepared import PreparedData
-    from cascaded_diffusion.evaluation.features import PACKAGED, default_extractor, load_extractor
 
     tell_which("cascade", asked.cascade, packaged_cascades())
     loaded = Cascade.from_pretrained(folder).to(device)
     prepared = PreparedData.open(asked.data)
-    name = asked.features
-    if name is None:
-        name = default_extractor(prepared.channels, prepared.class_names, prepared.resolutions[-1])
-    tell_which("feature network", name, PACKAGED)
-    extractor = load_extractor(name, device=device)
+    extractor = open_features(asked.features, prepared, device)
     return prepare_search(loaded, CascadeManifest.read(folder), prepared, extractor, **settings)
 
 
